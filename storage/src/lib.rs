@@ -1,0 +1,3 @@
+//! EmberFS storage.
+
+pub mod engine;
