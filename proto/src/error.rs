@@ -136,7 +136,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error with a message.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), retry_after_ms: 0, newer_version: 0 }
+        Self {
+            code,
+            message: message.into(),
+            retry_after_ms: 0,
+            newer_version: 0,
+        }
     }
 
     /// Adds the earliest time to retry.
@@ -191,7 +196,9 @@ impl From<Error> for tonic::Status {
         use tonic::Code;
         let grpc = match error.code {
             ErrorCode::InvalidArgument | ErrorCode::NameTooLong => Code::InvalidArgument,
-            ErrorCode::NotFound | ErrorCode::ChunkNotFound | ErrorCode::NoAttribute => Code::NotFound,
+            ErrorCode::NotFound | ErrorCode::ChunkNotFound | ErrorCode::NoAttribute => {
+                Code::NotFound
+            }
             ErrorCode::Exists => Code::AlreadyExists,
             ErrorCode::PermissionDenied | ErrorCode::NotPermitted => Code::PermissionDenied,
             ErrorCode::DeadlineExceeded => Code::DeadlineExceeded,
@@ -245,7 +252,9 @@ mod tests {
             assert!(seen.insert(code as u32), "{code:?} reuses a number");
             assert_eq!(ErrorCode::from_number(code as u32), code);
             assert!(code.errno() > 0, "{code:?} has no errno");
-            let error = Error::new(code, "what, where, what next").retry_after_ms(7).newer_version(9);
+            let error = Error::new(code, "what, where, what next")
+                .retry_after_ms(7)
+                .newer_version(9);
             assert_eq!(Error::from(tonic::Status::from(error.clone())), error);
         }
     }

@@ -1,0 +1,2 @@
+//! The `emberfs` binary.
+fn main() {}
