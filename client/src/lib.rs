@@ -1,1 +1,47 @@
-//! EmberFS client.
+//! EmberFS native client: namespace verbs and parallel chunk I/O.
+//!
+//! A [`Client`] talks gRPC to the metadata server and the frame protocol to storage servers. A
+//! [`File`] reads and writes byte ranges; nothing above this crate knows about chunks or chains.
+//!
+//! What it guarantees:
+//! - **Durability**: what [`File::sync`], [`File::flush`] or [`File::close`] returned for is on every
+//!   replica of its chains, and the metadata server knows the length.
+//! - **Read your writes**: a read through this client sees every write that returned before it, on
+//!   any handle.
+//! - **Never wrong bytes**: every byte read is checked against the checksum its writer computed; a
+//!   damaged replica costs a second request to another one.
+//! - **Patience**: dead, busy or moving servers are waited for, within [`ClientConfig::io_timeout`];
+//!   a retry of a change carries the same number as its first attempt, so it happens once.
+//! - **Bounds**: memory for read-ahead and buffered writes stays within
+//!   [`ClientConfig::memory_bytes`]; requests in flight, retries' pace and background closes have limits.
+//!
+//! ```no_run
+//! # async fn example() -> emberfs_client::Result<()> {
+//! use emberfs_client::{Client, ClientConfig, CreateFlags, Creds};
+//!
+//! let config = ClientConfig { meta: "127.0.0.1:7400".to_owned(), ..ClientConfig::default() };
+//! let client = Client::connect(config).await?;
+//! let me = Creds::current();
+//! let flags = CreateFlags { write: true, read: true, ..CreateFlags::default() };
+//! let (_, file) = client.create(&me, client.root(), b"hello", 0o644, flags).await?;
+//! file.write(0, bytes::Bytes::from_static(b"hello, world")).await?;
+//! file.close().await?;
+//! client.shutdown().await;
+//! # Ok(()) }
+//! ```
+
+pub mod attr;
+mod client;
+mod config;
+mod creds;
+mod namespace;
+mod open_file;
+mod ops;
+
+pub use attr::Attr;
+pub use client::Client;
+pub use config::ClientConfig;
+pub use creds::Creds;
+pub use emberfs_proto::{Error, ErrorCode, Result};
+pub use open_file::File;
+pub use ops::{CreateFlags, OpenFlags, RenameFlags, SetAttr, TimeSet};

@@ -1,0 +1,49 @@
+//! What a client can be told.
+
+use std::time::Duration;
+
+use emberfs_proto::ids::ClusterId;
+
+/// Settings of a [`crate::Client`].
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// `host:port` of the metadata server.
+    pub meta: String,
+    /// The cluster that must answer; `None` accepts any.
+    pub cluster: Option<ClusterId>,
+    /// How long one call may wait for servers that are down, moving or busy. `None`: for ever, with
+    /// a warning in the log now and then (what a mount wants).
+    pub io_timeout: Option<Duration>,
+    /// How long [`crate::Client::connect`] waits for the metadata server and the first cluster map.
+    pub connect_timeout: Duration,
+    /// Data connections per storage node.
+    pub connections_per_node: usize,
+    /// Most bytes that one sequential stream reads ahead. 0 turns read-ahead off.
+    pub read_ahead_bytes: usize,
+    /// Bytes of read-ahead and of buffered writes together; half belongs to each.
+    pub memory_bytes: usize,
+    /// How long a write may stay buffered here before it is sent, and a length before it is reported.
+    pub write_back: Duration,
+    /// Who this is, for people: shown by `emberfs status` as `host:pid`.
+    pub host: String,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        let host = rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned();
+        Self {
+            meta: "127.0.0.1:7400".to_owned(),
+            cluster: None,
+            io_timeout: Some(Duration::from_secs(120)),
+            connect_timeout: Duration::from_secs(30),
+            connections_per_node: 4,
+            read_ahead_bytes: 32 << 20,
+            memory_bytes: 256 << 20,
+            write_back: Duration::from_secs(5),
+            host: format!("{host}:{}", std::process::id()),
+        }
+    }
+}
