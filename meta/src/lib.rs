@@ -1,1 +1,3 @@
 //! EmberFS meta.
+
+pub mod kv;
