@@ -30,7 +30,7 @@ pub enum Durability {
 /// How to open the engine of one disk.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
-    /// Directory of the disk. Holds `blocks/`, `index/` and `LOCK`, created as needed.
+    /// Directory of the disk. Holds `blocks/` and `index/`, created as needed.
     pub path: PathBuf,
     /// What an acknowledged write survives.
     pub durability: Durability,
@@ -45,6 +45,8 @@ pub struct EngineConfig {
     pub capacity_bytes: Option<u64>,
     /// Memory of the index's block cache, bytes.
     pub index_cache_bytes: usize,
+    #[cfg(test)]
+    pub(crate) faults: std::sync::Arc<super::faults::Faults>,
 }
 
 impl EngineConfig {
@@ -58,6 +60,8 @@ impl EngineConfig {
             queue_depth: DEFAULT_QUEUE_DEPTH,
             capacity_bytes: None,
             index_cache_bytes: DEFAULT_INDEX_CACHE_BYTES,
+            #[cfg(test)]
+            faults: std::sync::Arc::default(),
         }
     }
 }

@@ -1,0 +1,26 @@
+//! Injected I/O failures, for tests only.
+
+use std::io;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use super::ring::IoJob;
+
+/// The errno that the next I/Os of each kind fail with; 0: none.
+#[derive(Debug, Default)]
+pub(crate) struct Faults {
+    pub(crate) reads: AtomicI32,
+    pub(crate) writes: AtomicI32,
+    /// Not 0: the next index write fails.
+    pub(crate) index: AtomicI32,
+}
+
+impl Faults {
+    pub(super) fn check(&self, job: &IoJob) -> Option<io::Error> {
+        let errno = match job {
+            IoJob::Read { .. } => self.reads.load(Ordering::SeqCst),
+            IoJob::Write { .. } => self.writes.load(Ordering::SeqCst),
+            IoJob::Flush { .. } | IoJob::Stop => 0,
+        };
+        (errno != 0).then(|| io::Error::from_raw_os_error(errno))
+    }
+}

@@ -1,0 +1,463 @@
+//! The index: one RocksDB per disk, the only truth about chunks and blocks.
+//!
+//! Two threads own it. The *writer* gathers what is queued into one batch per group: first the
+//! requests that need no flush (commits), which are answered at once, then those that do
+//! (prepares), written with a single flush for all. The *reader* answers look-ups that miss the
+//! cache, and listings, so that neither waits for a flush.
+//!
+//! **A block is reused only when its record is gone for good.** A commit is not flushed; after a loss
+//! of power the old version may be the committed one again, so the blocks that commits free are
+//! *retired* until the next flush of the log, which covers all earlier writes. Without any other
+//! write the writer flushes after [`IDLE_FLUSH`].
+//!
+//! **Cache, record and ownership change together**: the request carries a closure that the writer runs right
+//! after the batch is written, still under the chunk's gate, which travels in that closure. A caller
+//! that is cancelled midway changes nothing about this.
+//!
+//! Keys: target (8 bytes, big-endian) + chunk key (12) in the column family `chunks`; target (8) → state
+//! in `targets`; `format` in the default one.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use emberfs_proto::ids::{ChunkIndex, ChunkKey, InodeId, TargetId};
+use emberfs_proto::{Error, ErrorCode, Result};
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
+    Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
+};
+use tokio::sync::oneshot;
+
+use super::classes::Loc;
+use super::health::Health;
+use super::lane::{Job, Lane, LaneEnd, Received};
+use super::record::Record;
+use super::space::{SpaceJob, SpaceMap};
+use super::types::Durability;
+
+/// Requests in one group at most.
+const MAX_GROUP: usize = 256;
+/// Bytes in one group at most (a group ends with the request that passes this).
+const MAX_GROUP_BYTES: usize = 8 << 20;
+/// Blocks freed by commits are reusable after this at the latest.
+const IDLE_FLUSH: Duration = Duration::from_millis(50);
+/// Files that the index keeps open.
+const MAX_OPEN_FILES: i32 = 128;
+/// Memory for writes before they go to a table, bytes.
+const WRITE_BUFFER_BYTES: usize = 16 << 20;
+/// Version of the disk's format.
+const FORMAT: &[u8] = b"emberfs engine 1";
+const FORMAT_KEY: &[u8] = b"format";
+const CHUNKS: &str = "chunks";
+const TARGETS: &str = "targets";
+
+/// A chunk's key in the index.
+pub(super) type Key = [u8; 20];
+
+/// Encodes a key.
+pub(super) fn key(target: TargetId, chunk: ChunkKey) -> Key {
+    let mut key = [0; 20];
+    key[..8].copy_from_slice(&target.0.to_be_bytes());
+    key[8..].copy_from_slice(&chunk.encode());
+    key
+}
+
+/// State of a target in the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TargetState {
+    Live,
+    /// Its chunks are being deleted; finished at the next open if need be.
+    Dropping,
+}
+
+/// One change.
+pub(super) enum Op {
+    Put(Key, Record),
+    Delete(Key),
+    PutTarget(TargetId, TargetState),
+    DeleteTarget(TargetId),
+}
+
+/// Changes that happen together.
+pub(super) struct Write {
+    pub(super) ops: Vec<Op>,
+    /// Flush before `done`.
+    pub(super) durable: bool,
+    /// Blocks that no record owns after this.
+    pub(super) frees: Vec<Loc>,
+    /// Runs on the writer thread, once the changes are visible or have failed.
+    pub(super) done: Box<dyn FnOnce(Result<()>) + Send>,
+}
+
+/// What the writer can be asked for.
+pub(super) enum WriteJob {
+    Write(Write),
+    /// Flushes all earlier writes, so that retired blocks are free.
+    Flush(oneshot::Sender<Result<()>>),
+    Stop,
+}
+
+/// What the reader can be asked for.
+pub(super) enum ReadJob {
+    Query(Box<dyn FnOnce(&Index) + Send>),
+    Stop,
+}
+
+/// The open index.
+pub(super) struct Index {
+    db: DB,
+    health: Arc<Health>,
+}
+
+impl Index {
+    /// Opens or creates the index in `path`.
+    pub(super) fn open(path: &Path, cache_bytes: usize, health: Arc<Health>) -> Result<Self> {
+        let mut table = BlockBasedOptions::default();
+        table.set_block_cache(&Cache::new_lru_cache(cache_bytes));
+        table.set_bloom_filter(10.0, false);
+        table.set_cache_index_and_filter_blocks(true);
+        table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        options.create_missing_column_families(true);
+        options.set_max_open_files(MAX_OPEN_FILES);
+        options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+        options.set_compression_type(DBCompressionType::None);
+        options.set_keep_log_file_num(4);
+        options.set_max_log_file_size(4 << 20);
+        options.set_block_based_table_factory(&table);
+        let families = [CHUNKS, TARGETS].map(|n| ColumnFamilyDescriptor::new(n, options.clone()));
+        let failed = |error: rocksdb::Error| {
+            let what = format!("opening the index {}: {error}", path.display());
+            Error::new(ErrorCode::DiskError, what)
+        };
+        let opened = DB::open_cf_descriptors(&options, path, families);
+        let db = opened.map_err(|error| {
+            // RocksDB keeps a lock file of its own.
+            let in_use = error.as_ref().contains("lock");
+            let code = if in_use { ErrorCode::NodeConflict } else { ErrorCode::DiskError };
+            Error { code, ..failed(error) }
+        })?;
+        match db.get(FORMAT_KEY).map_err(failed)? {
+            Some(format) if format == FORMAT => {}
+            Some(format) => {
+                let format = String::from_utf8_lossy(&format).into_owned();
+                let what = format!("index {} has format {format:?}: upgrade", path.display());
+                return Err(Error::new(ErrorCode::IncompatibleVersion, what));
+            }
+            None => {
+                let mut sync = WriteOptions::default();
+                sync.set_sync(true);
+                db.put_opt(FORMAT_KEY, FORMAT, &sync).map_err(failed)?;
+            }
+        }
+        Ok(Self { db, health })
+    }
+
+    fn family(&self, name: &str) -> &ColumnFamily {
+        self.db.cf_handle(name).expect("open() creates both column families")
+    }
+
+    fn unreadable(&self, error: &rocksdb::Error) -> Error {
+        self.health.read_failed("the index", &std::io::Error::other(error.to_string()))
+    }
+
+    fn decode(&self, key: &[u8], value: &[u8]) -> Result<(TargetId, ChunkKey, Record)> {
+        let target = key.first_chunk().map(|&id| TargetId(u64::from_be_bytes(id)));
+        let chunk = key.get(8..).and_then(ChunkKey::decode);
+        let (Some(target), Some(chunk)) = (target, chunk) else {
+            return Err(self.health.mismatch(format_args!("index key of {} bytes", key.len())));
+        };
+        match Record::decode(value) {
+            Ok(record) => Ok((target, chunk, record)),
+            Err(why) => {
+                Err(self.health.mismatch(format_args!("index record of {target} {chunk} ({why})")))
+            }
+        }
+    }
+
+    /// The record of a chunk.
+    pub(super) fn get(&self, key: &Key) -> Result<Option<Record>> {
+        let value = self.db.get_pinned_cf(self.family(CHUNKS), key);
+        let value = value.map_err(|e| self.unreadable(&e))?;
+        value.map(|value| Ok(self.decode(key, &value)?.2)).transpose()
+    }
+
+    /// Visits the records of `[from, to)` in order, until `visit` answers `false`.
+    pub(super) fn scan(
+        &self,
+        from: &[u8],
+        to: Option<&[u8]>,
+        mut visit: impl FnMut(TargetId, ChunkKey, Record) -> Result<bool>,
+    ) -> Result<()> {
+        let mut options = ReadOptions::default();
+        options.fill_cache(false);
+        if let Some(to) = to {
+            options.set_iterate_upper_bound(to);
+        }
+        let mode = IteratorMode::From(from, Direction::Forward);
+        for item in self.db.iterator_cf_opt(self.family(CHUNKS), options, mode) {
+            let (key, value) = item.map_err(|e| self.unreadable(&e))?;
+            let (target, chunk, record) = self.decode(&key, &value)?;
+            if !visit(target, chunk, record)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// At most `limit` records of `[from, to)` in order.
+    pub(super) fn list(
+        &self,
+        from: &[u8],
+        to: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<(ChunkKey, Record)>> {
+        let mut found = Vec::new();
+        if limit > 0 {
+            self.scan(from, to, |_, chunk, record| {
+                found.push((chunk, record));
+                Ok(found.len() < limit)
+            })?;
+        }
+        Ok(found)
+    }
+
+    /// The file's last chunk with any bytes, committed or pending.
+    pub(super) fn last_chunk(
+        &self,
+        target: TargetId,
+        inode: InodeId,
+    ) -> Result<Option<(ChunkIndex, u32)>> {
+        let from = key(target, ChunkKey::new(inode, u32::MAX));
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(key(target, ChunkKey::new(inode, 0)));
+        let mode = IteratorMode::From(&from, Direction::Reverse);
+        for item in self.db.iterator_cf_opt(self.family(CHUNKS), options, mode) {
+            let (key, value) = item.map_err(|e| self.unreadable(&e))?;
+            let (_, chunk, record) = self.decode(&key, &value)?;
+            let len = record.meta().max_len();
+            if len > 0 {
+                return Ok(Some((chunk.index, len)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Every target.
+    pub(super) fn targets(&self) -> Result<Vec<(TargetId, TargetState)>> {
+        let items = self.db.iterator_cf(self.family(TARGETS), IteratorMode::Start);
+        items
+            .map(|item| {
+                let (key, value) = item.map_err(|e| self.unreadable(&e))?;
+                match (<[u8; 8]>::try_from(&*key), &*value) {
+                    (Ok(id), [1]) => Ok((TargetId(u64::from_be_bytes(id)), TargetState::Live)),
+                    (Ok(id), [2]) => Ok((TargetId(u64::from_be_bytes(id)), TargetState::Dropping)),
+                    _ => Err(self.health.mismatch("index record of a target")),
+                }
+            })
+            .collect()
+    }
+
+    /// Makes changes at once.
+    pub(super) fn apply<'a>(
+        &self,
+        ops: impl IntoIterator<Item = &'a Op>,
+        sync: bool,
+    ) -> Result<()> {
+        self.health.writable()?;
+        let (chunks, targets) = (self.family(CHUNKS), self.family(TARGETS));
+        let mut batch = WriteBatch::default();
+        for op in ops {
+            match op {
+                Op::Put(key, record) => batch.put_cf(chunks, key, record.encode()),
+                Op::Delete(key) => batch.delete_cf(chunks, key),
+                Op::PutTarget(id, state) => {
+                    let state = if *state == TargetState::Live { [1] } else { [2] };
+                    batch.put_cf(targets, id.0.to_be_bytes(), state);
+                }
+                Op::DeleteTarget(id) => batch.delete_cf(targets, id.0.to_be_bytes()),
+            }
+        }
+        let mut options = WriteOptions::default();
+        options.set_sync(sync);
+        self.db.write_opt(batch, &options).map_err(|error| self.health.index_failed(&error))
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.health.writable()?;
+        self.db.flush_wal(true).map_err(|error| self.health.index_failed(&error))
+    }
+}
+
+/// The reader thread's body.
+pub(super) fn run_reader(index: &Index, jobs: &LaneEnd<ReadJob>) {
+    while let Some(job) = jobs.recv() {
+        match job.work {
+            ReadJob::Query(query) => query(index),
+            ReadJob::Stop => return,
+        }
+    }
+}
+
+/// The writer thread.
+pub(super) struct Writer {
+    pub(super) index: Arc<Index>,
+    pub(super) durability: Durability,
+    pub(super) map: Arc<SpaceMap>,
+    pub(super) space: Lane<SpaceJob>,
+    /// Blocks whose records are gone, but not yet for good.
+    pub(super) retired: Vec<Loc>,
+    #[cfg(test)]
+    pub(super) faults: Arc<super::faults::Faults>,
+}
+
+/// What one turn of the writer works on. The jobs hold their places in the lane until the end.
+#[derive(Default)]
+struct Group {
+    lazy: Vec<Job<WriteJob>>,
+    durable: Vec<Job<WriteJob>>,
+    flushes: Vec<oneshot::Sender<Result<()>>>,
+    bytes: usize,
+    stop: bool,
+}
+
+impl Writer {
+    /// The thread's body.
+    pub(super) fn run(mut self, jobs: &LaneEnd<WriteJob>) {
+        loop {
+            let first = if self.retired.is_empty() {
+                jobs.recv()
+            } else {
+                match jobs.recv_timeout(IDLE_FLUSH) {
+                    Received::Job(job) => Some(job),
+                    Received::Closed => None,
+                    Received::Nothing => {
+                        // A failure shows in the health; the blocks stay retired.
+                        let _ = self.flush();
+                        continue;
+                    }
+                }
+            };
+            let Some(first) = first else { return };
+            let mut group = Group::default();
+            group.add(first);
+            while !group.full() {
+                let Received::Job(job) = jobs.try_recv() else { break };
+                group.add(job);
+            }
+            let stop = group.stop;
+            self.work(group);
+            if stop {
+                return;
+            }
+        }
+    }
+
+    fn work(&mut self, group: Group) {
+        let power = self.durability == Durability::Power;
+        self.write(group.lazy, false);
+        let durable = !group.durable.is_empty();
+        self.write(group.durable, power);
+        if !power || durable {
+            self.release();
+        }
+        if !group.flushes.is_empty() || group.stop {
+            let result = self.flush();
+            for reply in group.flushes {
+                let _ = reply.send(result.clone());
+            }
+        }
+    }
+
+    fn write(&mut self, jobs: Vec<Job<WriteJob>>, sync: bool) {
+        if jobs.is_empty() {
+            return;
+        }
+        let writes = jobs.iter().filter_map(|job| match &job.work {
+            WriteJob::Write(write) => Some(&write.ops),
+            WriteJob::Flush(_) | WriteJob::Stop => None,
+        });
+        let result = self.fault().and_then(|()| self.index.apply(writes.flatten(), sync));
+        for job in jobs {
+            let WriteJob::Write(write) = job.work else { continue };
+            if result.is_ok() {
+                for &loc in &write.frees {
+                    self.map.allocator.retire(loc);
+                    self.retired.push(loc);
+                }
+            }
+            (write.done)(result.clone());
+        }
+    }
+
+    #[cfg(test)]
+    fn fault(&self) -> Result<()> {
+        match self.faults.index.load(std::sync::atomic::Ordering::SeqCst) {
+            0 => Ok(()),
+            _ => {
+                self.map.health.fail("injected index failure");
+                self.map.health.writable()
+            }
+        }
+    }
+
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "tests inject failures here")]
+    fn fault(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        if self.durability == Durability::Power {
+            self.index.flush()?;
+        }
+        self.release();
+        Ok(())
+    }
+
+    /// What was retired before the last flush is free. Never after a failure: the records may
+    /// come back.
+    fn release(&mut self) {
+        if self.map.health.writable().is_err() {
+            return;
+        }
+        for loc in self.retired.drain(..) {
+            self.map.allocator.disown(loc);
+            self.map.freed(&self.space, loc.class);
+        }
+    }
+}
+
+impl Group {
+    fn add(&mut self, job: Job<WriteJob>) {
+        match job.work {
+            WriteJob::Write(ref write) => {
+                self.bytes += write.ops.iter().map(size).sum::<usize>();
+                if write.durable { self.durable.push(job) } else { self.lazy.push(job) }
+            }
+            WriteJob::Flush(reply) => self.flushes.push(reply),
+            WriteJob::Stop => self.stop = true,
+        }
+    }
+
+    fn full(&self) -> bool {
+        let jobs = self.lazy.len() + self.durable.len() + self.flushes.len();
+        self.stop || jobs >= MAX_GROUP || self.bytes >= MAX_GROUP_BYTES
+    }
+}
+
+/// About how many bytes a change writes.
+fn size(op: &Op) -> usize {
+    match op {
+        Op::Put(_, record) => {
+            let pending = match &record.pending {
+                Some(super::record::Pending::Write(content)) => content.sums.len(),
+                _ => 0,
+            };
+            256 + 4 * (pending + record.committed.as_ref().map_or(0, |c| c.sums.len()))
+        }
+        _ => 32,
+    }
+}

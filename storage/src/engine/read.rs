@@ -1,0 +1,158 @@
+//! Reads.
+//!
+//! The pages that cover the range are read whole. A page that is returned whole goes out with its
+//! stored checksum, unlooked at: the reading client verifies it. A page that is returned in
+//! part is verified here, and its fragment gets a checksum of its own.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use emberfs_proto::checksum::{crc32, fragments, verify_fragments};
+use emberfs_proto::ids::{ChunkKey, TargetId};
+use emberfs_proto::{Error, ErrorCode, Result};
+
+use super::alloc::Block;
+use super::cache::Slot;
+use super::classes::sector_up;
+use super::core::{Core, Touch};
+use super::record::{Content, Pending, Record};
+use super::transfer::within;
+use super::types::{ReadData, ReadVersion};
+
+/// A pending version that is replaced under a reader this often in a row makes it come back later.
+const ATTEMPTS: usize = 4;
+
+/// One version of a chunk, pinned.
+struct Picked {
+    content: Content,
+    page: u32,
+    block: Option<Arc<Block>>,
+    pending: bool,
+}
+
+impl Core {
+    /// See [`Engine::read`](super::Engine::read).
+    pub(super) async fn read(
+        &self,
+        target: TargetId,
+        chunk: ChunkKey,
+        which: ReadVersion,
+        offset: u32,
+        len: u32,
+    ) -> Result<ReadData> {
+        let touch = self.touch(target, chunk).await?;
+        for _ in 0..ATTEMPTS {
+            self.record(&touch).await?;
+            let picked = self.pick(&touch, which)?;
+            let result = self.read_picked(&touch, &picked, offset, len).await;
+            // Bytes of a pending version may be overwritten once it is discarded or replaced.
+            if !picked.pending || self.is_current(&touch, &picked.content) {
+                return result;
+            }
+        }
+        let what = format!("{touch}: its pending version changes all the time");
+        Err(Error::new(ErrorCode::Busy, what).retry_after_ms(10))
+    }
+
+    /// Chooses the version and pins its block, in one step.
+    fn pick(&self, touch: &Touch, which: ReadVersion) -> Result<Picked> {
+        let slot = touch.entry.slot.lock();
+        let none = || {
+            let what = format!("disk {}: {touch} does not exist", self.health.disk());
+            Error::new(ErrorCode::ChunkNotFound, what)
+        };
+        let Slot::Known(Some(record)) = &*slot else { return Err(none()) };
+        let (content, pending) = match (which, &record.pending) {
+            (ReadVersion::Committed, _) | (ReadVersion::Pending, None) => (&record.committed, false),
+            (ReadVersion::Pending, Some(Pending::Write(content))) => (&Some(content.clone()), true),
+            (ReadVersion::Pending, Some(Pending::Remove(_))) => (&None, true),
+            (ReadVersion::Exactly(version), pending) => {
+                return match pending {
+                    Some(Pending::Write(c)) if c.stamp.version == version => {
+                        Ok(self.pin(record, c, true))
+                    }
+                    Some(Pending::Remove(stamp)) if stamp.version == version => Err(none()),
+                    _ => match &record.committed {
+                        Some(c) if c.stamp.version == version => Ok(self.pin(record, c, false)),
+                        _ => Err(not_here(touch, record, version.0)),
+                    },
+                };
+            }
+        };
+        content.as_ref().map(|c| self.pin(record, c, pending)).ok_or_else(none)
+    }
+
+    fn pin(&self, record: &Record, content: &Content, pending: bool) -> Picked {
+        let block = content.block.map(|loc| Arc::new(self.map.allocator.pin(loc)));
+        Picked { content: content.clone(), page: record.page_size, block, pending }
+    }
+
+    #[expect(clippy::unused_self, reason = "reads as a step of read()")]
+    fn is_current(&self, touch: &Touch, content: &Content) -> bool {
+        let slot = touch.entry.slot.lock();
+        let Slot::Known(Some(record)) = &*slot else { return false };
+        let same = |c: &Content| Arc::ptr_eq(&c.sums, &content.sums) && c.block == content.block;
+        record.committed.as_ref().is_some_and(same)
+            || matches!(&record.pending, Some(Pending::Write(c)) if same(c))
+    }
+
+    async fn read_picked(
+        &self,
+        touch: &Touch,
+        picked: &Picked,
+        offset: u32,
+        len: u32,
+    ) -> Result<ReadData> {
+        let Picked { content, page, block, .. } = picked;
+        let page = *page;
+        let end = content.len.min(offset.saturating_add(len));
+        let answer = |data, checksums| ReadData {
+            data,
+            checksums,
+            chunk_len: content.len,
+            version: content.stamp.version,
+            page_size: page,
+        };
+        let Some(block) = block.as_ref().filter(|_| offset < end) else {
+            return Ok(answer(Bytes::new(), Vec::new()));
+        };
+        let first = offset - offset % page;
+        let last = end.next_multiple_of(page).min(sector_up(content.len));
+        let buf = self.read_block(touch, block, first..last).await?;
+        let mut checksums = Vec::with_capacity(((last - first) / page + 1) as usize);
+        for range in fragments(offset, end - offset, page) {
+            let n = range.start / page;
+            let stored = content.sums[n as usize];
+            let valid = n * page..((n + 1) * page).min(content.len);
+            if range == valid {
+                checksums.push(stored);
+                continue;
+            }
+            if crc32(&buf[within(&valid, first)]) != stored {
+                return Err(self.health.mismatch(format_args!("{touch} page {n} in {}", block.loc())));
+            }
+            checksums.push(crc32(&buf[within(&range, first)]));
+        }
+        let data = buf.freeze().slice(within(&(offset..end), first));
+        Ok(answer(data, checksums))
+    }
+
+    /// See [`Engine::verify`](super::Engine::verify).
+    pub(super) async fn verify(&self, target: TargetId, chunk: ChunkKey) -> Result<()> {
+        let read = self.read(target, chunk, ReadVersion::Committed, 0, u32::MAX).await?;
+        verify_fragments(0, &read.data, read.page_size, &read.checksums).map_err(|bad| {
+            let n = bad.start / read.page_size;
+            self.health.mismatch(format_args!("target {target} chunk {chunk} page {n}"))
+        })
+    }
+}
+
+fn not_here(touch: &Touch, record: &Record, version: u64) -> Error {
+    let committed = record.committed_version().0;
+    let what = format!("{touch} is at v{committed}, not v{version}");
+    if version <= committed {
+        Error::new(ErrorCode::StaleChunkVersion, what).newer_version(committed)
+    } else {
+        Error::new(ErrorCode::MissingVersion, what)
+    }
+}

@@ -1,0 +1,174 @@
+//! Carries plans out: moves a chunk's bytes between memory, its old block and its new one.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use emberfs_proto::buf::AlignedBuf;
+use emberfs_proto::checksum::crc32;
+use emberfs_proto::{Error, ErrorCode, Result};
+use futures::future::try_join_all;
+
+use super::alloc::Block;
+use super::classes::Class;
+use super::core::{Core, Touch};
+use super::plan::{Edit, Placement, Plan, plan};
+use super::record::{Content, Stamp};
+use super::types::Durability;
+
+/// New bytes for a chunk.
+pub(super) struct Change<'a> {
+    pub(super) base: Option<&'a Content>,
+    pub(super) edit: Edit,
+    pub(super) data: Bytes,
+    /// One per fragment of the data.
+    pub(super) sums: &'a [u32],
+    pub(super) stamp: Stamp,
+    pub(super) page: u32,
+    pub(super) chunk: u32,
+}
+
+impl Core {
+    /// Puts the new content on the disk, durably if the engine is. Committed bytes stay as they are.
+    /// The pin keeps a fresh block until a record owns it.
+    pub(super) async fn store(
+        &self,
+        touch: &Touch,
+        change: Change<'_>,
+    ) -> Result<(Content, Option<Arc<Block>>)> {
+        let Change { base, edit, data, sums, stamp, page, chunk } = change;
+        let Some(plan) = plan(base, edit, data.as_ptr() as usize, page, chunk) else {
+            let what = format!("{touch} would exceed the largest chunk");
+            return Err(Error::new(ErrorCode::InvalidArgument, what));
+        };
+        let old_block = base.and_then(|b| b.block).map(|loc| Arc::new(self.map.allocator.pin(loc)));
+        let block = match plan.placement {
+            Placement::Nothing => None,
+            Placement::Keep(_) | Placement::InPlace(_) => old_block.clone(),
+            Placement::Fresh(class) => Some(Arc::new(self.allocate(class).await?)),
+        };
+        let old_sums: &[u32] = base.map_or(&[], |b| &b.sums);
+        let buffers = self.read_regions(touch, &plan, old_sums, old_block.as_ref()).await?;
+        let sums = plan.sums(old_sums, sums, |range| {
+            let found = plan.regions.iter().zip(&buffers).find(|(region, _)| {
+                region.read.start <= range.start && range.end <= region.read.end
+            });
+            let (region, buf) = found.expect("the plan reads every page that it cuts");
+            crc32(&buf[within(&range, region.buf.start)])
+        });
+        if let Some(block) = &block {
+            self.write_regions(touch, &plan, buffers, &data, block).await?;
+        }
+        let content = Content {
+            stamp,
+            len: plan.len(),
+            high_water: plan.high_water,
+            block: block.as_ref().map(|block| block.loc()),
+            sums: sums.into(),
+        };
+        Ok((content, block))
+    }
+
+    async fn allocate(&self, class: Class) -> Result<Block> {
+        match self.map.allocate(&self.space, class).await {
+            Err(error) if error.code == ErrorCode::NoSpace => {
+                // Blocks that commits freed may wait for a flush.
+                self.flush_index().await?;
+                self.map.allocate(&self.space, class).await
+            }
+            other => other,
+        }
+    }
+
+    async fn read_regions(
+        &self,
+        touch: &Touch,
+        plan: &Plan,
+        sums: &[u32],
+        old_block: Option<&Arc<Block>>,
+    ) -> Result<Vec<AlignedBuf>> {
+        try_join_all(plan.regions.iter().map(|region| async move {
+            let Some(block) = old_block.filter(|_| !region.read.is_empty()) else {
+                return Ok(AlignedBuf::new(region.buf.len()));
+            };
+            let old = self.read_block(touch, block, region.read.clone()).await?;
+            for (n, valid) in plan.pages_to_verify(region) {
+                if crc32(&old[within(&valid, region.read.start)]) != sums[n as usize] {
+                    return Err(self.health.mismatch(format_args!("{touch} page {n}")));
+                }
+            }
+            if region.read == region.buf {
+                return Ok(old);
+            }
+            let mut buf = AlignedBuf::new(region.buf.len());
+            buf[within(&region.read, region.buf.start)].copy_from_slice(&old);
+            Ok(buf)
+        }))
+        .await
+    }
+
+    /// Reads a range of a block, whole sectors.
+    pub(super) async fn read_block(
+        &self,
+        touch: &Touch,
+        block: &Arc<Block>,
+        range: Range<u32>,
+    ) -> Result<AlignedBuf> {
+        let loc = block.loc();
+        let file = self.file(loc.class)?;
+        let buf = AlignedBuf::new(range.len());
+        let read = self.ring.read(file, loc.start() + u64::from(range.start), buf, block).await?;
+        read.map_err(|error| self.health.read_failed(format_args!("{touch} in {loc}"), &error))
+    }
+
+    async fn write_regions(
+        &self,
+        touch: &Touch,
+        plan: &Plan,
+        buffers: Vec<AlignedBuf>,
+        data: &Bytes,
+        block: &Arc<Block>,
+    ) -> Result<()> {
+        let mut writes: Vec<(u32, Bytes)> = Vec::with_capacity(3);
+        for (region, mut buf) in plan.regions.iter().zip(buffers) {
+            if !region.write.is_empty() {
+                plan.fill(region, &mut buf, data);
+                let bytes = buf.freeze().slice(within(&region.write, region.buf.start));
+                writes.push((region.write.start, bytes));
+            }
+        }
+        if !plan.direct.is_empty() {
+            let bytes = data.slice(within(&plan.direct, plan.data().start));
+            writes.push((plan.direct.start, bytes));
+        }
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let loc = block.loc();
+        let file = self.file(loc.class)?;
+        let failed = |e: std::io::Error| {
+            self.health.write_failed(format_args!("{touch} to {loc}"), &e)
+        };
+        try_join_all(writes.into_iter().map(|(at, bytes)| async move {
+            let at = loc.start() + u64::from(at);
+            self.ring.write(file, at, bytes, block).await?.map_err(failed)
+        }))
+        .await?;
+        if self.durability == Durability::Power {
+            self.ring.flush(loc.class, file).await?.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn file(&self, class: Class) -> Result<&Arc<std::fs::File>> {
+        self.map.files.get(class).ok_or_else(|| {
+            let what = format!("disk {}: a block of an unopened file", self.health.disk());
+            Error::new(ErrorCode::Internal, what)
+        })
+    }
+}
+
+/// Where `range` lies in a buffer that begins at `base`.
+pub(super) fn within(range: &Range<u32>, base: u32) -> Range<usize> {
+    (range.start - base) as usize..(range.end - base) as usize
+}
