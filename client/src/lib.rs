@@ -31,12 +31,32 @@
 //! ```
 
 pub mod attr;
+mod background;
+pub mod blocking;
+mod budget;
+mod channels;
+mod chunk_io;
+mod chunk_read;
+mod chunk_write;
 mod client;
 mod config;
+mod core;
 mod creds;
+mod flush;
+mod inode_state;
+mod length;
+mod map_watch;
+mod meta_rpc;
 mod namespace;
 mod open_file;
 mod ops;
+mod read;
+mod read_ahead;
+mod read_many;
+mod resolve;
+mod retry;
+mod stats;
+mod write_buffer;
 
 pub use attr::Attr;
 pub use client::Client;
@@ -45,3 +65,4 @@ pub use creds::Creds;
 pub use emberfs_proto::{Error, ErrorCode, Result};
 pub use open_file::File;
 pub use ops::{CreateFlags, OpenFlags, RenameFlags, SetAttr, TimeSet};
+pub use stats::Stats;

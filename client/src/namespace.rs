@@ -1,153 +1,348 @@
 //! The namespace verbs.
 
+use bytes::Bytes;
 use emberfs_proto::ids::InodeId;
-use emberfs_proto::pb;
+use emberfs_proto::{ErrorCode, Result, pb};
 
-use crate::{
-    Attr, Client, CreateFlags, Creds, Error, ErrorCode, File, OpenFlags, RenameFlags, Result,
-    SetAttr,
-};
+use crate::meta_rpc::{attr_of, rpc};
+use crate::{Attr, Client, CreateFlags, Creds, File, OpenFlags, RenameFlags, SetAttr, TimeSet};
 
-fn later<T>() -> Result<T> {
-    Err(Error::new(ErrorCode::Unsupported, "not built yet"))
+/// Most entries of one page of a directory.
+const READDIR_LIMIT: u32 = 4096;
+
+fn name_request(parent: InodeId, name: &[u8]) -> pb::NameRequest {
+    pb::NameRequest {
+        caller: None,
+        parent: parent.0,
+        name: Bytes::copy_from_slice(name),
+    }
 }
 
 impl Client {
+    /// Attributes from an answer, with what only this client knows.
+    fn seen(&self, attr: Option<Attr>) -> Result<Attr> {
+        let mut attr = attr_of(attr)?;
+        self.core.overlay(&mut attr);
+        Ok(attr)
+    }
+
     /// The entry `name` of a directory.
-    pub async fn lookup(&self, _creds: &Creds, _parent: InodeId, _name: &[u8]) -> Result<Attr> {
-        later()
+    pub async fn lookup(&self, creds: &Creds, parent: InodeId, name: &[u8]) -> Result<Attr> {
+        let request = name_request(parent, name);
+        self.seen(rpc!(self.core.meta, creds, Reads, lookup, request)?.attr)
     }
 
     /// Attributes, with the size and mtime of this client's writes that are not yet synced.
-    pub async fn getattr(&self, _inode: InodeId) -> Result<Attr> {
-        later()
+    pub async fn getattr(&self, inode: InodeId) -> Result<Attr> {
+        self.seen(Some(self.core.fetch_attr(inode).await?))
     }
 
-    /// Changes attributes. `file`: an open handle (ftruncate needs no permission check then).
+    /// Changes attributes. `file`: an open handle on the inode (ftruncate through one that may write
+    /// needs no permission check). A new size takes effect after all buffered writes of this
+    /// client; those beyond it are dropped.
     pub async fn setattr(
         &self,
-        _creds: &Creds,
-        _inode: InodeId,
-        _changes: SetAttr,
-        _file: Option<&File>,
+        creds: &Creds,
+        inode: InodeId,
+        changes: SetAttr,
+        file: Option<&File>,
     ) -> Result<Attr> {
-        later()
+        let at = |time: Option<TimeSet>| match time {
+            Some(TimeSet::At(time)) => Some(pb::Time::from(time)),
+            _ => None,
+        };
+        let request = pb::SetAttrRequest {
+            caller: None,
+            inode: inode.0,
+            mode: changes.mode,
+            uid: changes.uid,
+            gid: changes.gid,
+            size: changes.size,
+            atime: at(changes.atime),
+            mtime: at(changes.mtime),
+            atime_now: changes.atime == Some(TimeSet::Now),
+            mtime_now: changes.mtime == Some(TimeSet::Now),
+            session: file
+                .filter(|f| f.inode() == inode && f.flags().write)
+                .map_or(0, File::session),
+        };
+        let known = self.core.known(inode);
+        // A new size must not overtake writes, and a later report must not undo a new mtime.
+        let ordered = changes.size.is_some() || changes.mtime.is_some();
+        let gate = match &known {
+            Some(state) if ordered => {
+                let gate = state.gate.write().await;
+                self.core.quiesce(state, changes.size).await?;
+                Some(gate)
+            }
+            _ => None,
+        };
+        let reply = rpc!(self.core.meta, creds, Changes, set_attr, request)?;
+        if let Some(state) = &known {
+            if changes.mtime.is_some() {
+                state.length.lock().forget_mtime();
+            }
+            if changes.size.is_some() {
+                state.read_ahead.lock().clear();
+            }
+        }
+        let attr = self.seen(reply.attr);
+        drop(gate);
+        attr
     }
 
-    /// Creates (or opens) a file. `mode`: umask already applied.
+    /// Creates a file, or opens the one that has the name. `mode`: umask already applied.
     pub async fn create(
         &self,
-        _creds: &Creds,
-        _parent: InodeId,
-        _name: &[u8],
-        _mode: u32,
-        _flags: CreateFlags,
+        creds: &Creds,
+        parent: InodeId,
+        name: &[u8],
+        mode: u32,
+        flags: CreateFlags,
     ) -> Result<(Attr, File)> {
-        later()
+        let request = pb::CreateRequest {
+            caller: None,
+            parent: parent.0,
+            name: Bytes::copy_from_slice(name),
+            mode,
+            exclusive: flags.exclusive,
+            truncate: flags.truncate,
+            write: flags.write,
+        };
+        let open = OpenFlags {
+            read: flags.read,
+            write: flags.write,
+            ..OpenFlags::default()
+        };
+        let existing = if flags.truncate && !flags.exclusive && !self.core.inodes.lock().is_empty()
+        {
+            // Perhaps a file that this client writes to: those writes come before the truncate.
+            match self.lookup(creds, parent, name).await {
+                Ok(attr) => Some(InodeId(attr.inode)),
+                Err(error) if error.code == ErrorCode::NotFound => None,
+                Err(error) => return Err(error),
+            }
+        } else {
+            None
+        };
+        let known = existing.and_then(|inode| self.core.known(inode));
+        let _gate = match &known {
+            Some(state) => {
+                let gate = state.gate.write().await;
+                self.core.quiesce(state, Some(0)).await?;
+                Some(gate)
+            }
+            None => None,
+        };
+        let reply = rpc!(self.core.meta, creds, Changes, create, request)?;
+        self.opened(creds, reply, open)
     }
 
     /// Opens a file.
     pub async fn open(
         &self,
-        _creds: &Creds,
-        _inode: InodeId,
-        _flags: OpenFlags,
+        creds: &Creds,
+        inode: InodeId,
+        flags: OpenFlags,
     ) -> Result<(Attr, File)> {
-        later()
+        let request = pb::OpenRequest {
+            caller: None,
+            inode: inode.0,
+            read: flags.read,
+            write: flags.write,
+            truncate: flags.truncate,
+        };
+        let known = if flags.truncate {
+            self.core.known(inode)
+        } else {
+            None
+        };
+        let _gate = match &known {
+            Some(state) => {
+                let gate = state.gate.write().await;
+                self.core.quiesce(state, Some(0)).await?;
+                Some(gate)
+            }
+            None => None,
+        };
+        let reply = rpc!(self.core.meta, creds, Changes, open, request)?;
+        self.opened(creds, reply, flags)
+    }
+
+    fn opened(
+        &self,
+        creds: &Creds,
+        reply: pb::OpenReply,
+        flags: OpenFlags,
+    ) -> Result<(Attr, File)> {
+        let mut attr = attr_of(reply.attr)?;
+        let state = self.core.state_of(&attr)?;
+        state.length.lock().overlay(&mut attr);
+        let file = File::new(self.core.clone(), state, creds, reply.session, flags);
+        Ok((attr, file))
     }
 
     /// Creates a directory. `mode`: umask already applied.
     pub async fn mkdir(
         &self,
-        _creds: &Creds,
-        _parent: InodeId,
-        _name: &[u8],
-        _mode: u32,
+        creds: &Creds,
+        parent: InodeId,
+        name: &[u8],
+        mode: u32,
     ) -> Result<Attr> {
-        later()
+        let name = Bytes::copy_from_slice(name);
+        let request = pb::MkdirRequest {
+            caller: None,
+            parent: parent.0,
+            name,
+            mode,
+        };
+        attr_of(rpc!(self.core.meta, creds, Changes, mkdir, request)?.attr)
     }
 
     /// Creates a symbolic link to `target`.
     pub async fn symlink(
         &self,
-        _creds: &Creds,
-        _parent: InodeId,
-        _name: &[u8],
-        _target: &[u8],
+        creds: &Creds,
+        parent: InodeId,
+        name: &[u8],
+        target: &[u8],
     ) -> Result<Attr> {
-        later()
+        let request = pb::SymlinkRequest {
+            caller: None,
+            parent: parent.0,
+            name: Bytes::copy_from_slice(name),
+            target: Bytes::copy_from_slice(target),
+        };
+        attr_of(rpc!(self.core.meta, creds, Changes, symlink, request)?.attr)
     }
 
     /// Creates a FIFO, socket, device or empty file. `mode`: umask already applied.
     pub async fn mknod(
         &self,
-        _creds: &Creds,
-        _parent: InodeId,
-        _name: &[u8],
-        _kind: pb::FileKind,
-        _mode: u32,
-        _rdev: u32,
+        creds: &Creds,
+        parent: InodeId,
+        name: &[u8],
+        kind: pb::FileKind,
+        mode: u32,
+        rdev: u32,
     ) -> Result<Attr> {
-        later()
+        let request = pb::MknodRequest {
+            caller: None,
+            parent: parent.0,
+            name: Bytes::copy_from_slice(name),
+            kind: kind.into(),
+            mode,
+            rdev,
+        };
+        attr_of(rpc!(self.core.meta, creds, Changes, mknod, request)?.attr)
     }
 
     /// Gives `inode` a further name.
     pub async fn link(
         &self,
-        _creds: &Creds,
-        _inode: InodeId,
-        _parent: InodeId,
-        _name: &[u8],
+        creds: &Creds,
+        inode: InodeId,
+        parent: InodeId,
+        name: &[u8],
     ) -> Result<Attr> {
-        later()
+        let name = Bytes::copy_from_slice(name);
+        let request = pb::LinkRequest {
+            caller: None,
+            inode: inode.0,
+            parent: parent.0,
+            name,
+        };
+        self.seen(rpc!(self.core.meta, creds, Changes, link, request)?.attr)
     }
 
     /// Removes a name that is no directory; answers the attributes of its inode after that.
-    pub async fn unlink(&self, _creds: &Creds, _parent: InodeId, _name: &[u8]) -> Result<Attr> {
-        later()
+    pub async fn unlink(&self, creds: &Creds, parent: InodeId, name: &[u8]) -> Result<Attr> {
+        let request = name_request(parent, name);
+        self.seen(rpc!(self.core.meta, creds, Changes, unlink, request)?.attr)
     }
 
     /// Removes an empty directory.
-    pub async fn rmdir(&self, _creds: &Creds, _parent: InodeId, _name: &[u8]) -> Result<Attr> {
-        later()
+    pub async fn rmdir(&self, creds: &Creds, parent: InodeId, name: &[u8]) -> Result<Attr> {
+        let request = name_request(parent, name);
+        attr_of(rpc!(self.core.meta, creds, Changes, rmdir, request)?.attr)
     }
 
-    /// Renames.
+    /// Renames. The answer tells what moved and what, if anything, was replaced.
     pub async fn rename(
         &self,
-        _creds: &Creds,
-        _parent: InodeId,
-        _name: &[u8],
-        _new_parent: InodeId,
-        _new_name: &[u8],
-        _flags: RenameFlags,
+        creds: &Creds,
+        parent: InodeId,
+        name: &[u8],
+        new_parent: InodeId,
+        new_name: &[u8],
+        flags: RenameFlags,
     ) -> Result<pb::RenameReply> {
-        later()
+        let request = pb::RenameRequest {
+            caller: None,
+            parent: parent.0,
+            name: Bytes::copy_from_slice(name),
+            new_parent: new_parent.0,
+            new_name: Bytes::copy_from_slice(new_name),
+            no_replace: flags.no_replace,
+            exchange: flags.exchange,
+        };
+        let mut reply = rpc!(self.core.meta, creds, Changes, rename, request)?;
+        for attr in reply.moved.iter_mut().chain(&mut reply.replaced) {
+            self.core.overlay(attr);
+        }
+        Ok(reply)
     }
 
     /// The target of a symbolic link.
-    pub async fn readlink(&self, _creds: &Creds, _inode: InodeId) -> Result<bytes::Bytes> {
-        later()
+    pub async fn readlink(&self, creds: &Creds, inode: InodeId) -> Result<Bytes> {
+        let request = pb::GetAttrRequest {
+            caller: None,
+            inode: inode.0,
+        };
+        Ok(rpc!(self.core.meta, creds, Reads, readlink, request)?.target)
     }
 
     /// Capacity and use.
-    pub async fn statfs(&self, _creds: &Creds) -> Result<pb::StatFsReply> {
-        later()
+    pub async fn statfs(&self, creds: &Creds) -> Result<pb::StatFsReply> {
+        rpc!(
+            self.core.meta,
+            creds,
+            Reads,
+            stat_fs,
+            pb::StatFsRequest { caller: None }
+        )
     }
 
-    /// One page of a directory: up to `limit` entries after the name `after` (empty: from the start).
+    /// One page of a directory: up to `limit` entries (at most 4096; 0 means that) after the name
+    /// `after` (empty: from the start).
     pub async fn readdir(
         &self,
-        _creds: &Creds,
-        _inode: InodeId,
-        _after: &[u8],
-        _limit: u32,
+        creds: &Creds,
+        inode: InodeId,
+        after: &[u8],
+        limit: u32,
     ) -> Result<pb::ReadDirReply> {
-        later()
-    }
-
-    /// Walks a path from the root; follows symbolic links, up to 40.
-    pub async fn resolve(&self, _creds: &Creds, _path: &str) -> Result<Attr> {
-        later()
+        let limit = if limit == 0 {
+            READDIR_LIMIT
+        } else {
+            limit.min(READDIR_LIMIT)
+        };
+        let after = Bytes::copy_from_slice(after);
+        let request = pb::ReadDirRequest {
+            caller: None,
+            inode: inode.0,
+            after,
+            limit,
+        };
+        let mut reply = rpc!(self.core.meta, creds, Reads, read_dir, request)?;
+        for attr in reply
+            .entries
+            .iter_mut()
+            .filter_map(|entry| entry.attr.as_mut())
+        {
+            self.core.overlay(attr);
+        }
+        Ok(reply)
     }
 }

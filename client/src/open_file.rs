@@ -1,71 +1,298 @@
 //! An open file.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use emberfs_proto::ids::InodeId;
+use emberfs_proto::{Error, ErrorCode, Result};
 
-use crate::{Attr, Error, ErrorCode, Result};
+use crate::core::Core;
+use crate::inode_state::{Handle, InodeState};
+use crate::write_buffer::Why;
+use crate::{Attr, Creds, OpenFlags};
+
+/// Longest background close of a file that was dropped, when the client has no limit of its own.
+const BACKGROUND_CLOSE: Duration = Duration::from_secs(120);
 
 /// An open file. Clones share one session; dropping the last without [`File::close`] closes it in the
-/// background.
+/// background, and an error of that goes to the log.
+///
+/// Writes are buffered: an error may show only at a later write, or at [`File::sync`],
+/// [`File::flush`] or [`File::close`]. Each handle reports each failure once, as Linux does.
 #[derive(Clone)]
 pub struct File {
-    inner: Arc<InodeId>,
+    inner: Arc<Inner>,
 }
 
-fn later<T>() -> Result<T> {
-    Err(Error::new(ErrorCode::Unsupported, "not built yet"))
+struct Inner {
+    core: Arc<Core>,
+    state: Arc<InodeState>,
+    handle: Arc<Handle>,
+    flags: OpenFlags,
+    /// Write failures of the inode that this handle has reported.
+    seen: AtomicU64,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.handle.closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (core, state, handle) = (self.core.clone(), self.state.clone(), self.handle.clone());
+        let limit = core.config.io_timeout.unwrap_or(BACKGROUND_CLOSE);
+        let close = async move {
+            let closed = tokio::time::timeout(limit, core.end_session(&state, &handle)).await;
+            let error = match closed {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no end within {} s", limit.as_secs()),
+            };
+            tracing::warn!(inode = %state.inode, %error, "closing a dropped file failed");
+        };
+        self.core.closing.spawn_on(close, &self.core.runtime);
+    }
 }
 
 impl File {
+    pub(crate) fn new(
+        core: Arc<Core>,
+        state: Arc<InodeState>,
+        creds: &Creds,
+        session: u64,
+        flags: OpenFlags,
+    ) -> Self {
+        let handle = Arc::new(Handle {
+            session: AtomicU64::new(session),
+            read: flags.read,
+            write: flags.write,
+            creds: creds.clone(),
+            closed: AtomicBool::new(false),
+        });
+        state.attach(&handle);
+        let seen = AtomicU64::new(state.buffers.lock().failures().0);
+        Self {
+            inner: Arc::new(Inner {
+                core,
+                state,
+                handle,
+                flags,
+                seen,
+            }),
+        }
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.inner.core
+    }
+
+    pub(crate) fn state(&self) -> &Arc<InodeState> {
+        &self.inner.state
+    }
+
+    pub(crate) fn flags(&self) -> OpenFlags {
+        self.inner.flags
+    }
+
+    /// The session under which the metadata server knows this open.
+    pub(crate) fn session(&self) -> u64 {
+        self.inner.handle.session.load(Ordering::Acquire)
+    }
+
     /// Which file.
     pub fn inode(&self) -> InodeId {
-        *self.inner
+        self.inner.state.inode
     }
 
     /// Length in bytes as far as this client knows, its own buffered writes included.
     pub fn size(&self) -> u64 {
-        0
+        self.inner.state.size()
     }
 
-    /// Reads; short only at the end of the file.
-    pub async fn read(&self, _offset: u64, _len: usize) -> Result<Bytes> {
-        later()
+    /// Reads `len` bytes at `offset`; fewer only at the end of the file. Holes are zeros.
+    pub async fn read(&self, offset: u64, len: usize) -> Result<Bytes> {
+        self.readable()?;
+        crate::read::read(self, offset, len).await
     }
 
-    /// Reads into the spare capacity of `buf`; short only at the end of the file.
-    pub async fn read_into(&self, _offset: u64, _buf: BytesMut) -> Result<BytesMut> {
-        later()
+    /// Reads into the spare capacity of `buf` (that is how many bytes are wanted); fewer only at the
+    /// end of the file. The bytes land there straight from the socket.
+    pub async fn read_into(&self, offset: u64, buf: BytesMut) -> Result<BytesMut> {
+        self.readable()?;
+        crate::read::read_into(self, offset, buf).await
     }
 
-    /// Reads many `(offset, length)` ranges at once; results in the order of the ranges.
+    /// Reads many `(offset, length)` ranges at once, with few requests per storage node; results in
+    /// the order of the ranges, each as [`File::read`] would answer.
     pub async fn read_many(&self, ranges: &[(u64, usize)]) -> Vec<Result<Bytes>> {
-        ranges.iter().map(|_| later()).collect()
+        if let Err(error) = self.readable() {
+            return ranges.iter().map(|_| Err(error.clone())).collect();
+        }
+        crate::read_many::read_many(self, ranges).await
     }
 
-    /// Writes into this client's buffer; [`File::sync`] makes it durable.
-    pub async fn write(&self, _offset: u64, _data: Bytes) -> Result<()> {
-        later()
+    /// Writes into this client's buffer; [`File::sync`] makes it durable. Waits when the buffer is
+    /// full. With `append` the offset is ignored; with `direct` or `sync` this returns when the
+    /// replicas have the bytes.
+    pub async fn write(&self, offset: u64, data: Bytes) -> Result<()> {
+        if self.inner.flags.append {
+            return self.append(data).await.map(drop);
+        }
+        self.writable()?;
+        self.put(offset, data).await
     }
 
-    /// Writes at the end; answers the offset.
-    pub async fn append(&self, _data: Bytes) -> Result<u64> {
-        later()
+    /// Writes at the end of the file and answers the offset. Appends of this client never overlap;
+    /// those of two clients may, if both append at the same time.
+    pub async fn append(&self, data: Bytes) -> Result<u64> {
+        self.writable()?;
+        let state = &self.inner.state;
+        let _turn = state.appending.lock().await;
+        if state.buffers.lock().is_clean() && state.length.lock().unreported_since().is_none() {
+            self.inner.core.refresh(state).await?;
+        }
+        let offset = state.size();
+        self.put(offset, data).await?;
+        Ok(offset)
     }
 
-    /// fsync: every buffered write of this inode is on its replicas and its length is reported.
+    async fn put(&self, offset: u64, data: Bytes) -> Result<()> {
+        let Inner {
+            core, state, flags, ..
+        } = &*self.inner;
+        self.report_failure()?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        let len = data.len();
+        {
+            let _gate = state.gate.read().await;
+            core.buffer(state, offset, data).await?;
+        }
+        if flags.sync {
+            self.sync().await?;
+        } else if flags.direct {
+            core.settle_range(state, offset, len).await;
+            self.report_failure()?;
+        }
+        Ok(())
+    }
+
+    /// fsync: every buffered write of this inode is on its replicas, and its length is known to the
+    /// metadata server. Answers the attributes after that.
     pub async fn sync(&self) -> Result<Attr> {
-        later()
+        let Inner {
+            core,
+            state,
+            handle,
+            ..
+        } = &*self.inner;
+        self.open()?;
+        core.settle(state, Why::Flush).await;
+        // What did reach the chains is reported even if something else did not.
+        let reporter = if handle.write {
+            Some(handle.clone())
+        } else {
+            state.writer()
+        };
+        let reported = match reporter {
+            Some(writer) => core.report(state, &writer).await,
+            None => Ok(None),
+        };
+        self.report_failure()?;
+        let mut attr = match reported? {
+            Some(attr) => attr,
+            None => core.refresh(state).await?,
+        };
+        core.overlay(&mut attr);
+        Ok(attr)
     }
 
-    /// What close(2) waits for: as [`File::sync`], nothing if nothing was written.
+    /// What close(2) waits for: as [`File::sync`], and nothing if nothing was written.
     pub async fn flush(&self) -> Result<()> {
-        later()
+        let Inner {
+            core,
+            state,
+            handle,
+            ..
+        } = &*self.inner;
+        self.open()?;
+        if handle.write {
+            core.settle(state, Why::Close).await;
+            let reported = core.report(state, handle).await;
+            self.report_failure()?;
+            reported?;
+        }
+        Ok(())
     }
 
-    /// Flushes and ends the session.
+    /// Flushes and ends the session. Other clones of this handle are closed with it.
     pub async fn close(self) -> Result<()> {
-        later()
+        let Inner {
+            core,
+            state,
+            handle,
+            ..
+        } = &*self.inner;
+        if handle.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let guard = CloseAnyway(handle);
+        let ended = core.end_session(state, handle).await;
+        std::mem::forget(guard);
+        self.report_failure()?;
+        ended
+    }
+
+    /// A failure of a buffered write that this handle has not reported yet.
+    fn report_failure(&self) -> Result<()> {
+        let buffers = self.inner.state.buffers.lock();
+        let (count, last) = buffers.failures();
+        let seen = self.inner.seen.swap(count, Ordering::AcqRel);
+        match last {
+            Some(error) if count > seen => Err(error
+                .clone()
+                .context(format!("earlier write to inode {} was lost", self.inode()))),
+            _ => Ok(()),
+        }
+    }
+
+    fn open(&self) -> Result<()> {
+        if self.inner.handle.closed.load(Ordering::Acquire) {
+            let what = format!("the handle on inode {} is closed", self.inode());
+            return Err(Error::new(ErrorCode::NoSession, what));
+        }
+        Ok(())
+    }
+
+    fn readable(&self) -> Result<()> {
+        self.open()?;
+        self.allowed(self.inner.flags.read, "reading")
+    }
+
+    fn writable(&self) -> Result<()> {
+        self.open()?;
+        self.allowed(self.inner.flags.write, "writing")
+    }
+
+    fn allowed(&self, flag: bool, what: &str) -> Result<()> {
+        if flag {
+            return Ok(());
+        }
+        let what = format!(
+            "the handle on inode {} was not opened for {what}",
+            self.inode()
+        );
+        Err(Error::new(ErrorCode::NoSession, what))
+    }
+}
+
+/// A close whose caller stopped waiting is still owed: dropping the file then does it.
+struct CloseAnyway<'a>(&'a Handle);
+
+impl Drop for CloseAnyway<'_> {
+    fn drop(&mut self) {
+        self.0.closed.store(false, Ordering::Release);
     }
 }

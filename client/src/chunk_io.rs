@@ -1,0 +1,200 @@
+//! The way to storage servers: which replica, which connection, how many at once.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use emberfs_proto::cluster::ClusterMap;
+use emberfs_proto::ids::{ChainId, ChainVersion, ClientId, MapVersion, NodeId, TargetId};
+use emberfs_proto::wire::client::{Identity, PeerPool};
+use emberfs_proto::wire::{Call, Channel as _, Reply};
+use emberfs_proto::{Error, ErrorCode, Result, RetryClass};
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::channels::Channels;
+use crate::map_watch::{MapWatch, Role, holds};
+use crate::retry::Patience;
+use crate::stats::Counters;
+
+/// Read requests of one client in flight; more wait here rather than in servers' queues.
+const READS_IN_FLIGHT: usize = 256;
+
+/// Storage servers, as seen by one client.
+pub(crate) struct ChunkIo {
+    pub(crate) map: MapWatch,
+    pub(crate) channels: Channels,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) reads: Semaphore,
+    peers: PeerPool,
+    loads: Mutex<HashMap<NodeId, Arc<AtomicUsize>>>,
+    turn: AtomicUsize,
+    limit: Option<Duration>,
+    stop: CancellationToken,
+}
+
+/// Where an attempt goes.
+#[derive(Clone, Debug)]
+pub(crate) struct Replica {
+    pub(crate) target: TargetId,
+    pub(crate) node: NodeId,
+    pub(crate) addr: String,
+    pub(crate) chain: ChainId,
+    pub(crate) version: ChainVersion,
+}
+
+/// Counts one request at a node.
+struct InFlight(Arc<AtomicUsize>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl ChunkIo {
+    /// `limit`: patience of one request with all its attempts.
+    pub(crate) fn new(
+        map: MapWatch,
+        client: ClientId,
+        connections_per_node: usize,
+        limit: Option<Duration>,
+        stop: CancellationToken,
+    ) -> Self {
+        let identity = Identity {
+            cluster: Some(map.current().cluster),
+            client,
+        };
+        Self {
+            map,
+            channels: Channels::new(client),
+            counters: Arc::default(),
+            reads: Semaphore::new(READS_IN_FLIGHT),
+            peers: PeerPool::new(identity, connections_per_node),
+            loads: Mutex::default(),
+            turn: AtomicUsize::new(0),
+            limit,
+            stop,
+        }
+    }
+
+    /// A fresh patience.
+    pub(crate) fn patience(&self) -> Patience {
+        Patience::new(self.limit, &self.stop)
+    }
+
+    /// Forgets peers that the map does not name any more.
+    pub(crate) fn prune(&self, map: &ClusterMap) {
+        self.peers
+            .retain(|addr| map.nodes.values().any(|n| n.data_addr == addr));
+        self.loads
+            .lock()
+            .retain(|node, _| map.nodes.contains_key(node));
+    }
+
+    /// A SERVING replica that is not among `tried`: the one with the fewest requests of this client
+    /// in flight, in turn among equals. `None`: all were tried.
+    pub(crate) fn reader(
+        &self,
+        map: &ClusterMap,
+        chain: ChainId,
+        tried: &[TargetId],
+    ) -> Result<Option<Replica>> {
+        let of = map.chain(chain)?;
+        let serving: Vec<_> = map.serving(of).collect();
+        if serving.is_empty() {
+            return Err(unavailable(map, chain));
+        }
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let rotated = (0..serving.len()).map(|i| serving[(turn + i) % serving.len()]);
+        let loads = self.loads.lock();
+        let load = |node| {
+            loads
+                .get(&node)
+                .map_or(0, |load| load.load(Ordering::Relaxed))
+        };
+        let target = rotated
+            .filter(|t| !tried.contains(&t.id))
+            .min_by_key(|t| load(t.node));
+        target
+            .map(|target| replica(map, chain, of.version, target))
+            .transpose()
+    }
+
+    /// The head: where writes enter.
+    pub(crate) fn head(map: &ClusterMap, chain: ChainId) -> Result<Replica> {
+        let of = map.chain(chain)?;
+        let target = map.head(of).ok_or_else(|| unavailable(map, chain))?;
+        replica(map, chain, of.version, target)
+    }
+
+    /// One attempt. Ends early when the map takes `role` away from the replica.
+    pub(crate) async fn call(&self, to: &Replica, role: Role, call: Call) -> Result<Reply> {
+        let _counted = self.count(to.node);
+        let peer = self.peers.peer(&to.addr);
+        let deposed = self.map.until(|map| !holds(map, to.chain, to.target, role));
+        tokio::select! {
+            biased;
+            reply = peer.call(call) => reply,
+            () = deposed => {
+                let what = format!("target {} lost its place in chain {}", to.target, to.chain);
+                Err(Error::new(ErrorCode::NotServing, what))
+            }
+        }
+    }
+
+    /// What ends a pause early: a map that may change the outcome.
+    pub(crate) fn wake(
+        &self,
+        class: RetryClass,
+        used: MapVersion,
+    ) -> impl Future<Output = ()> + use<'_> {
+        async move {
+            match class {
+                // The server only asks for time.
+                RetryClass::BackOff => std::future::pending().await,
+                _ => self.map.newer(used).await,
+            }
+        }
+    }
+
+    fn count(&self, node: NodeId) -> InFlight {
+        let load = self.loads.lock().entry(node).or_default().clone();
+        load.fetch_add(1, Ordering::Relaxed);
+        InFlight(load)
+    }
+}
+
+fn replica(
+    map: &ClusterMap,
+    chain: ChainId,
+    version: ChainVersion,
+    target: &emberfs_proto::cluster::Target,
+) -> Result<Replica> {
+    let node = map.node_of(target).ok_or_else(|| {
+        let what = format!(
+            "cluster map {} names no node for target {}",
+            map.version, target.id
+        );
+        Error::new(ErrorCode::ChainUnavailable, what)
+    })?;
+    let addr = node.data_addr.clone();
+    Ok(Replica {
+        target: target.id,
+        node: node.id,
+        addr,
+        chain,
+        version,
+    })
+}
+
+fn unavailable(map: &ClusterMap, chain: ChainId) -> Error {
+    let what = format!(
+        "no replica of chain {chain} is SERVING in cluster map {}; start its storage servers (`emberfs health` names them)",
+        map.version
+    );
+    Error::new(ErrorCode::ChainUnavailable, what)
+}

@@ -1,0 +1,225 @@
+//! Reading ranges of chunks: any SERVING replica will do, and another one when the first will not.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use emberfs_proto::checksum::verify_fragments;
+use emberfs_proto::ids::{ChainId, ChunkKey, TargetId};
+use emberfs_proto::wire::{Call, Landed, Landing, Opcode};
+use emberfs_proto::{Error, ErrorCode, Result, RetryClass, pb};
+
+use crate::chunk_io::{ChunkIo, Replica};
+use crate::map_watch::Role;
+use crate::stats::add;
+
+/// Longest wait for one replica's answer before another is asked.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A range of one chunk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ChunkRange {
+    pub(crate) key: ChunkKey,
+    pub(crate) chain: ChainId,
+    pub(crate) offset: u32,
+    pub(crate) len: u32,
+    /// Of the file's layout.
+    pub(crate) page_size: u32,
+}
+
+impl ChunkRange {
+    fn item(&self, replica: &Replica) -> pb::ReadItem {
+        pb::ReadItem {
+            chain: Some(pb::ChainRef::of(self.chain, replica.version)),
+            inode: self.key.inode.0,
+            index: self.key.index.0,
+            offset: self.offset,
+            len: self.len,
+        }
+    }
+
+    /// Checks one result against the bytes that came with it.
+    fn check(&self, result: &pb::ReadResult, data: &[u8], from: &Replica) -> Result<()> {
+        let page_size = if result.page_size == 0 {
+            self.page_size
+        } else {
+            result.page_size
+        };
+        if !page_size.is_power_of_two() || result.len > self.len {
+            let what = format!(
+                "reading chunk {}: {} sent a malformed result",
+                self.key, from.addr
+            );
+            return Err(Error::new(ErrorCode::Protocol, what));
+        }
+        verify_fragments(self.offset, data, page_size, &result.checksums).map_err(|bad| {
+            let what = format!(
+                "chunk {} bytes {}..{} from target {} at {} do not match their checksum",
+                self.key, bad.start, bad.end, from.target, from.addr
+            );
+            Error::new(ErrorCode::ChecksumMismatch, what)
+        })
+    }
+}
+
+/// The error in a result; `None` when there is data, or a hole.
+fn error_of(result: &pb::ReadResult) -> Option<Error> {
+    let code = match result.status {
+        0 => return None,
+        status => ErrorCode::from_number(status),
+    };
+    if code == ErrorCode::ChunkNotFound {
+        return None;
+    }
+    let body = result.error.clone().unwrap_or_default();
+    let error = Error::new(code, body.message);
+    Some(
+        error
+            .retry_after_ms(body.retry_after_ms)
+            .newer_version(body.newer_version),
+    )
+}
+
+impl ChunkIo {
+    /// Reads a range into the spare capacity of `buf`, which must be empty. Fewer bytes than asked:
+    /// the chunk ends there (none: a hole).
+    pub(crate) async fn read(&self, want: ChunkRange, buf: BytesMut) -> Result<BytesMut> {
+        let _slot = self.reads.acquire().await;
+        let mut first = Some(buf);
+        let mut tried: Vec<TargetId> = Vec::new();
+        let mut patience = self.patience();
+        loop {
+            let map = self.map.current();
+            let error = match self.reader(&map, want.chain, &tried) {
+                Ok(Some(replica)) => {
+                    tried.push(replica.target);
+                    // A failed attempt keeps the buffer it was given; the next needs another.
+                    let room = || BytesMut::with_capacity(want.len as usize);
+                    let buf = first.take().unwrap_or_else(room);
+                    let deadline = patience.attempt(ATTEMPT_TIMEOUT);
+                    match self.read_from(&replica, &want, buf, deadline).await {
+                        Ok(data) => {
+                            add(&self.counters.chunk_reads, 1);
+                            add(&self.counters.read_bytes, data.len() as u64);
+                            return Ok(data);
+                        }
+                        Err(error) => error,
+                    }
+                }
+                Ok(None) => Error::new(ErrorCode::Unreachable, "every replica failed"),
+                Err(error) => error,
+            };
+            add(&self.counters.read_retries, 1);
+            let elsewhere =
+                error.retry() == RetryClass::Reconnect || error.code == ErrorCode::DeadlineExceeded;
+            tracing::debug!(chunk = %want.key, %error, "chunk read failed");
+            if error.code == ErrorCode::ChecksumMismatch {
+                tracing::warn!(%error, "damaged replica");
+            }
+            if elsewhere && matches!(self.reader(&map, want.chain, &tried), Ok(Some(_))) {
+                continue;
+            }
+            tried.clear();
+            let what = || format!("reading chunk {} of chain {}", want.key, want.chain);
+            let wake = self.wake(error.retry(), map.version);
+            patience.wait(error, what, wake).await?;
+        }
+    }
+
+    async fn read_from(
+        &self,
+        replica: &Replica,
+        want: &ChunkRange,
+        buf: BytesMut,
+        deadline: std::time::Instant,
+    ) -> Result<BytesMut> {
+        let body = pb::ReadRequest {
+            items: vec![want.item(replica)],
+        };
+        let mut call = Call::new(Opcode::Read, &body, deadline);
+        call.landing = Landing::Buffer(buf);
+        let reply = match self.call(replica, Role::Reader, call).await {
+            Err(error) if error.code == ErrorCode::ChunkNotFound => return Ok(BytesMut::new()),
+            reply => reply?,
+        };
+        let decoded: pb::ReadReply = reply.decode()?;
+        let Landed::Buffer(data) = reply.payload else {
+            return Err(Error::new(
+                ErrorCode::Protocol,
+                "a read reply landed elsewhere",
+            ));
+        };
+        let [result] = decoded.results.as_slice() else {
+            return Err(Error::new(
+                ErrorCode::Protocol,
+                "a read reply with the wrong number of results",
+            ));
+        };
+        if let Some(error) = error_of(result) {
+            return Err(error);
+        }
+        if result.status == 0 && result.len as usize != data.len() {
+            return Err(Error::new(
+                ErrorCode::Protocol,
+                "a read reply whose length does not match",
+            ));
+        }
+        self.counted(want.check(result, &data, replica))?;
+        Ok(data)
+    }
+
+    /// One request for many ranges, to one replica's node. Each result stands for itself; one that
+    /// failed is to be read again on its own.
+    pub(crate) async fn read_batch(
+        &self,
+        wants: &[(ChunkRange, Replica)],
+    ) -> Result<Vec<Result<Bytes>>> {
+        let Some((_, to)) = wants.first() else {
+            return Ok(Vec::new());
+        };
+        let _slot = self.reads.acquire().await;
+        let items = wants
+            .iter()
+            .map(|(want, replica)| want.item(replica))
+            .collect();
+        let deadline = self.patience().attempt(ATTEMPT_TIMEOUT);
+        let mut call = Call::new(Opcode::Read, &pb::ReadRequest { items }, deadline);
+        call.landing = Landing::Aligned;
+        let reply = self.call(to, Role::Reader, call).await?;
+        let decoded: pb::ReadReply = reply.decode()?;
+        let Landed::Aligned(mut payload) = reply.payload else {
+            return Err(Error::new(
+                ErrorCode::Protocol,
+                "a read reply landed elsewhere",
+            ));
+        };
+        let total: u64 = decoded.results.iter().map(|r| u64::from(r.len)).sum();
+        if decoded.results.len() != wants.len() || total != payload.len() as u64 {
+            return Err(Error::new(
+                ErrorCode::Protocol,
+                "a read reply whose results do not match",
+            ));
+        }
+        let results = decoded
+            .results
+            .iter()
+            .zip(wants)
+            .map(|(result, (want, replica))| {
+                let data = payload.split_to(result.len as usize);
+                if let Some(error) = error_of(result) {
+                    return Err(error);
+                }
+                self.counted(want.check(result, &data, replica))?;
+                add(&self.counters.chunk_reads, 1);
+                add(&self.counters.read_bytes, data.len() as u64);
+                Ok(data)
+            });
+        Ok(results.collect())
+    }
+
+    fn counted(&self, checked: Result<()>) -> Result<()> {
+        if matches!(&checked, Err(e) if e.code == ErrorCode::ChecksumMismatch) {
+            add(&self.counters.checksum_failures, 1);
+        }
+        checked
+    }
+}

@@ -1,0 +1,131 @@
+//! Writing ranges of chunks: to the head, under one tag until it is acknowledged.
+
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use emberfs_proto::checksum::fragments;
+use emberfs_proto::ids::{ChainId, ChunkKey};
+use emberfs_proto::layout::Layout;
+use emberfs_proto::wire::{Call, Opcode};
+use emberfs_proto::{Error, Result, pb};
+
+use crate::chunk_io::ChunkIo;
+use crate::map_watch::Role;
+use crate::stats::add;
+
+/// Longest wait for one acknowledgement before the write is sent again, under the same tag.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A write to one chunk.
+#[derive(Clone, Debug)]
+pub(crate) struct ChunkWrite {
+    pub(crate) key: ChunkKey,
+    pub(crate) chain: ChainId,
+    pub(crate) layout: Layout,
+    pub(crate) offset: u32,
+    /// The bytes, in order; not empty.
+    pub(crate) pieces: Vec<Bytes>,
+    /// Expected final length of the chunk, 0: unknown.
+    pub(crate) size_hint: u32,
+}
+
+impl ChunkIo {
+    /// Writes until every replica of the chain has it, or for good reason never will. Runs to its end
+    /// in its own task: a write that is dropped half-way would leave its channel's number in doubt.
+    pub(crate) async fn write(&self, write: &ChunkWrite) -> Result<pb::WriteReply> {
+        let lease = self.channels.acquire().await;
+        let len: usize = write.pieces.iter().map(Bytes::len).sum();
+        let mut request = pb::WriteRequest {
+            chain: None,
+            inode: write.key.inode.0,
+            index: write.key.index.0,
+            tag: Some(lease.tag().into()),
+            kind: pb::WriteKind::Write.into(),
+            offset: write.offset,
+            len: len as u32,
+            checksums: checksums(write.offset, &write.pieces, write.layout.page_size),
+            chunk_size: write.layout.chunk_size,
+            page_size: write.layout.page_size,
+            size_hint: write.size_hint,
+        };
+        let mut patience = self.patience();
+        loop {
+            let map = self.map.current();
+            let attempt = async {
+                let head = Self::head(&map, write.chain)?;
+                request.chain = Some(pb::ChainRef::of(write.chain, head.version));
+                let deadline = patience.attempt(ATTEMPT_TIMEOUT);
+                let mut call = Call::new(Opcode::Write, &request, deadline);
+                call.payload.clone_from(&write.pieces);
+                self.call(&head, Role::Head, call)
+                    .await?
+                    .decode::<pb::WriteReply>()
+            };
+            let error: Error = match attempt.await {
+                Ok(reply) => {
+                    add(&self.counters.chunk_writes, 1);
+                    add(&self.counters.written_bytes, len as u64);
+                    return Ok(reply);
+                }
+                Err(error) => error,
+            };
+            add(&self.counters.write_retries, 1);
+            tracing::debug!(chunk = %write.key, tag = %lease.tag(), %error, "chunk write failed");
+            let what = || format!("writing chunk {} of chain {}", write.key, write.chain);
+            let wake = self.wake(error.retry(), map.version);
+            patience.wait(error, what, wake).await?;
+        }
+    }
+}
+
+/// One checksum per fragment of the pieces, which lie one after the other at `offset` of the chunk.
+fn checksums(offset: u32, pieces: &[Bytes], page_size: u32) -> Vec<u32> {
+    let len: usize = pieces.iter().map(Bytes::len).sum();
+    let mut pieces = pieces.iter().cloned();
+    let mut piece = Bytes::new();
+    let sum = |fragment: std::ops::Range<u32>| {
+        let mut hasher = crc32fast::Hasher::new();
+        let mut left = fragment.len();
+        while left > 0 {
+            if piece.is_empty() {
+                let Some(next) = pieces.next() else { break };
+                piece = next;
+                continue;
+            }
+            let part = left.min(piece.len());
+            hasher.update(&piece[..part]);
+            piece.advance(part);
+            left -= part;
+        }
+        hasher.finalize()
+    };
+    fragments(offset, len as u32, page_size).map(sum).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use emberfs_proto::checksum::fragment_checksums;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn pieces_have_the_checksums_of_the_whole(
+            data in proptest::collection::vec(any::<u8>(), 1..40_000),
+            cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..6),
+            offset in 0u32..20_000,
+        ) {
+            let mut cuts: Vec<usize> = cuts.iter().map(|c| c.index(data.len())).collect();
+            cuts.sort_unstable();
+            let mut whole = Bytes::from(data.clone());
+            let mut pieces = Vec::new();
+            let mut at = 0;
+            for cut in cuts {
+                pieces.push(whole.split_to(cut - at));
+                at = cut;
+            }
+            pieces.push(whole);
+            prop_assert_eq!(checksums(offset, &pieces, 4096), fragment_checksums(offset, &data, 4096));
+        }
+    }
+}

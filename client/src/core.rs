@@ -1,0 +1,93 @@
+//! What all parts of one client share.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use emberfs_proto::Result;
+use emberfs_proto::ids::{ClusterId, InodeId};
+use parking_lot::Mutex;
+use tokio::runtime::Handle as Runtime;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::budget::Budget;
+use crate::chunk_io::ChunkIo;
+use crate::inode_state::InodeState;
+use crate::meta_rpc::MetaRpc;
+use crate::{Attr, ClientConfig};
+
+/// The shared part of a client. Background tasks hold it weakly or end with `stop`.
+pub(crate) struct Core {
+    pub(crate) config: ClientConfig,
+    pub(crate) cluster: ClusterId,
+    pub(crate) root: InodeId,
+    /// How long the server keeps this client's sessions without a word from it.
+    pub(crate) lease: Duration,
+    pub(crate) meta: MetaRpc,
+    pub(crate) io: ChunkIo,
+    pub(crate) budget: Budget,
+    pub(crate) inodes: Mutex<HashMap<InodeId, Weak<InodeState>>>,
+    /// Closes of files that were dropped without one.
+    pub(crate) closing: TaskTracker,
+    pub(crate) runtime: Runtime,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Core {
+    /// The state of an open file, if this client has it open.
+    pub(crate) fn known(&self, inode: InodeId) -> Option<Arc<InodeState>> {
+        self.inodes.lock().get(&inode).and_then(Weak::upgrade)
+    }
+
+    /// All open files.
+    pub(crate) fn all_known(&self) -> Vec<Arc<InodeState>> {
+        self.inodes
+            .lock()
+            .values()
+            .filter_map(Weak::upgrade)
+            .collect()
+    }
+
+    /// The state of a file that was just opened with these attributes.
+    pub(crate) fn state_of(&self, attr: &Attr) -> Result<Arc<InodeState>> {
+        let inode = InodeId(attr.inode);
+        if let Some(state) = self.known(inode) {
+            state.opened_again(attr);
+            return Ok(state);
+        }
+        let fresh = Arc::new(InodeState::new(attr)?);
+        let mut inodes = self.inodes.lock();
+        // Another open of the same file may have come first.
+        if let Some(state) = inodes.get(&inode).and_then(Weak::upgrade) {
+            drop(inodes);
+            state.opened_again(attr);
+            return Ok(state);
+        }
+        inodes.insert(inode, Arc::downgrade(&fresh));
+        Ok(fresh)
+    }
+
+    /// Removes entries of files that are no longer open.
+    pub(crate) fn forget_closed(&self) {
+        let mut inodes = self.inodes.lock();
+        inodes.retain(|_, state| state.strong_count() > 0);
+        if inodes.capacity() > 4 * inodes.len().max(1024) {
+            inodes.shrink_to_fit();
+        }
+    }
+
+    /// Puts what only this client knows into attributes that the server sent.
+    pub(crate) fn overlay(&self, attr: &mut Attr) {
+        if let Some(state) = self.known(InodeId(attr.inode)) {
+            state.learn(attr);
+            state.length.lock().overlay(attr);
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What this client holds of one open file, shared by all handles on it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use emberfs_proto::convert::required;
+use emberfs_proto::ids::{ChainId, ChunkIndex, InodeId};
+use emberfs_proto::layout::{ChunkSpan, Layout};
+use emberfs_proto::{Error, ErrorCode, Result, pb};
+use parking_lot::Mutex;
+use tokio::sync::{RwLock, Semaphore, watch};
+
+use crate::attr::AttrExt;
+use crate::chunk_io::ChunkIo;
+use crate::chunk_read::ChunkRange;
+use crate::length::Length;
+use crate::read_ahead::ReadAhead;
+use crate::write_buffer::Buffers;
+use crate::{Attr, Creds};
+
+/// Chunk writes of one file in flight.
+pub(crate) const WRITES_IN_FLIGHT: usize = 16;
+
+/// One open of a file, as the metadata server knows it.
+pub(crate) struct Handle {
+    /// Changes when the server had forgotten this client and the file was opened again.
+    pub(crate) session: AtomicU64,
+    pub(crate) read: bool,
+    pub(crate) write: bool,
+    pub(crate) creds: Creds,
+    pub(crate) closed: AtomicBool,
+}
+
+/// State of one open file.
+pub(crate) struct InodeState {
+    pub(crate) inode: InodeId,
+    pub(crate) layout: Layout,
+    stripe: OnceLock<Vec<ChainId>>,
+    pub(crate) length: Mutex<Length>,
+    pub(crate) buffers: Mutex<Buffers>,
+    /// All numbered runs up to this one are done.
+    pub(crate) progress: watch::Sender<u64>,
+    pub(crate) flights: Semaphore,
+    pub(crate) read_ahead: Mutex<ReadAhead>,
+    /// Writers share it; who truncates has it alone.
+    pub(crate) gate: RwLock<()>,
+    /// One append at a time finds the end.
+    pub(crate) appending: tokio::sync::Mutex<()>,
+    /// One report of the length at a time.
+    pub(crate) reporting: tokio::sync::Mutex<()>,
+    handles: Mutex<Vec<Weak<Handle>>>,
+    /// Contents as of the last open, to notice that someone else wrote since.
+    seen: Mutex<(u64, Option<pb::Time>)>,
+}
+
+impl InodeState {
+    pub(crate) fn new(attr: &Attr) -> Result<Self> {
+        if !attr.is_file() {
+            let code = if attr.is_dir() {
+                ErrorCode::IsDirectory
+            } else {
+                ErrorCode::InvalidArgument
+            };
+            let what = format!(
+                "inode {} is no regular file: it cannot be read or written",
+                attr.inode
+            );
+            return Err(Error::new(code, what));
+        }
+        let layout = Layout::try_from(required(attr.layout.as_ref(), "layout")?)?;
+        Ok(Self {
+            inode: InodeId(attr.inode),
+            layout,
+            stripe: OnceLock::new(),
+            length: Mutex::new(Length::new(attr)),
+            buffers: Mutex::new(Buffers::new(layout)),
+            progress: watch::Sender::new(0),
+            flights: Semaphore::new(WRITES_IN_FLIGHT),
+            read_ahead: Mutex::default(),
+            gate: RwLock::default(),
+            appending: tokio::sync::Mutex::default(),
+            reporting: tokio::sync::Mutex::default(),
+            handles: Mutex::default(),
+            seen: Mutex::new((attr.size, attr.mtime)),
+        })
+    }
+
+    /// Another open: what was read ahead stays only if the file is as it was (close-to-open).
+    pub(crate) fn opened_again(&self, attr: &Attr) {
+        self.learn(attr);
+        let now = (attr.size, attr.mtime);
+        if std::mem::replace(&mut *self.seen.lock(), now) != now {
+            self.read_ahead.lock().clear();
+        }
+    }
+
+    /// Takes in an answer of the server.
+    pub(crate) fn learn(&self, attr: &Attr) {
+        if self.length.lock().learn(attr) {
+            self.read_ahead.lock().clear();
+        }
+    }
+
+    /// Length as this client knows it.
+    pub(crate) fn size(&self) -> u64 {
+        self.length.lock().size()
+    }
+
+    /// The chain of a chunk. Waits for a map that has the file's chain table.
+    pub(crate) async fn chain(&self, io: &ChunkIo, index: ChunkIndex) -> Result<ChainId> {
+        let pick = |stripe: &[ChainId]| stripe[index.0 as usize % stripe.len()];
+        if let Some(stripe) = self.stripe.get() {
+            return Ok(pick(stripe));
+        }
+        let mut patience = io.patience();
+        loop {
+            let map = io.map.current();
+            let table = map.table(self.layout.table, self.layout.table_version);
+            match table.and_then(|table| self.layout.stripe(table)) {
+                Ok(stripe) => return Ok(pick(self.stripe.get_or_init(|| stripe))),
+                Err(error) => {
+                    let what = || format!("looking for the chains of inode {}", self.inode);
+                    patience
+                        .wait(error, what, io.map.newer(map.version))
+                        .await?;
+                }
+            }
+        }
+    }
+
+    /// The span of a chunk as a request names it.
+    pub(crate) async fn range(&self, io: &ChunkIo, span: &ChunkSpan) -> Result<ChunkRange> {
+        Ok(ChunkRange {
+            key: emberfs_proto::ids::ChunkKey {
+                inode: self.inode,
+                index: span.index,
+            },
+            chain: self.chain(io, span.index).await?,
+            offset: span.offset,
+            len: span.len,
+            page_size: self.layout.page_size,
+        })
+    }
+
+    /// Registers an open.
+    pub(crate) fn attach(&self, handle: &Arc<Handle>) {
+        let mut handles = self.handles.lock();
+        handles.retain(|h| h.strong_count() > 0);
+        handles.push(Arc::downgrade(handle));
+    }
+
+    /// Opens that are not closed.
+    pub(crate) fn open_handles(&self) -> Vec<Arc<Handle>> {
+        let handles = self.handles.lock();
+        let live = handles.iter().filter_map(Weak::upgrade);
+        live.filter(|h| !h.closed.load(Ordering::Acquire)).collect()
+    }
+
+    /// Some open for writing.
+    pub(crate) fn writer(&self) -> Option<Arc<Handle>> {
+        self.open_handles().into_iter().find(|h| h.write)
+    }
+}

@@ -1,0 +1,237 @@
+//! Calls to the metadata server: numbered, retried, patient.
+//!
+//! Every change carries a request number that its retries repeat, so the server answers a retry
+//! from its record instead of doing the change again. `acknowledged` tells the server which records
+//! no retry can ask for any more.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::time::Duration;
+
+use emberfs_proto::ids::ClientId;
+use emberfs_proto::pb::{self, cluster_client::ClusterClient, metadata_client::MetadataClient};
+use emberfs_proto::{Error, ErrorCode, Result};
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::Creds;
+use crate::retry::Patience;
+
+/// Longest wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A silent connection is tested this often, and given up when no answer comes as long again.
+const PING_EVERY: Duration = Duration::from_secs(5);
+/// Longest wait for one answer; then the request is repeated.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Largest message accepted: a cluster map of a few hundred thousand targets.
+const MAX_MESSAGE: usize = 64 << 20;
+
+/// Whether a request changes anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// No: it needs no number.
+    Reads,
+    /// Yes.
+    Changes,
+}
+
+/// The metadata server, as seen by one client.
+pub(crate) struct MetaRpc {
+    metadata: MetadataClient<Channel>,
+    cluster: ClusterClient<Channel>,
+    addr: String,
+    client: ClientId,
+    requests: Mutex<Requests>,
+    limit: Option<Duration>,
+    stop: CancellationToken,
+}
+
+#[derive(Default)]
+struct Requests {
+    last: u64,
+    in_flight: BTreeSet<u64>,
+}
+
+/// A request number in use.
+struct Numbered<'a> {
+    requests: &'a Mutex<Requests>,
+    number: u64,
+}
+
+impl Drop for Numbered<'_> {
+    fn drop(&mut self) {
+        self.requests.lock().in_flight.remove(&self.number);
+    }
+}
+
+impl MetaRpc {
+    /// Connects lazily to `addr` (`host:port`), and again whenever the connection breaks.
+    pub(crate) fn new(
+        addr: &str,
+        client: ClientId,
+        limit: Option<Duration>,
+        stop: CancellationToken,
+    ) -> Result<Self> {
+        let endpoint = Endpoint::from_shared(format!("http://{addr}")).map_err(|e| {
+            let what = format!("metadata server address {addr:?} is not host:port ({e})");
+            Error::new(ErrorCode::InvalidArgument, what)
+        })?;
+        let endpoint = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_EVERY)
+            .keep_alive_while_idle(true);
+        // Two connections: a large map must not delay a lookup.
+        let metadata = MetadataClient::new(endpoint.connect_lazy());
+        let cluster = ClusterClient::new(endpoint.connect_lazy());
+        Ok(Self {
+            metadata: metadata.max_decoding_message_size(MAX_MESSAGE),
+            cluster: cluster.max_decoding_message_size(MAX_MESSAGE),
+            addr: addr.to_owned(),
+            client,
+            requests: Mutex::default(),
+            limit,
+            stop,
+        })
+    }
+
+    /// Who this client is.
+    pub(crate) fn client(&self) -> ClientId {
+        self.client
+    }
+
+    /// The cluster service.
+    pub(crate) fn cluster(&self) -> ClusterClient<Channel> {
+        self.cluster.clone()
+    }
+
+    /// Calls until an answer comes or the client's patience ends.
+    pub(crate) async fn run<T, F>(
+        &self,
+        verb: &'static str,
+        creds: &Creds,
+        effect: Effect,
+        send: impl Fn(MetadataClient<Channel>, pb::Caller) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    {
+        self.run_within(self.limit, verb, creds, effect, send).await
+    }
+
+    /// As [`Self::run`], with another limit.
+    pub(crate) async fn run_within<T, F>(
+        &self,
+        limit: Option<Duration>,
+        verb: &'static str,
+        creds: &Creds,
+        effect: Effect,
+        send: impl Fn(MetadataClient<Channel>, pb::Caller) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    {
+        let numbered = (effect == Effect::Changes).then(|| self.number());
+        let mut patience = Patience::new(limit, &self.stop);
+        loop {
+            let caller = self.caller(creds, numbered.as_ref().map_or(0, |n| n.number));
+            let attempt = send(self.metadata.clone(), caller);
+            let deadline = patience.attempt(ATTEMPT_TIMEOUT);
+            let error = match tokio::time::timeout_at(deadline.into(), attempt).await {
+                Ok(Ok(reply)) => return Ok(reply.into_inner()),
+                Ok(Err(status)) => Error::from(status),
+                Err(_) => Error::new(ErrorCode::DeadlineExceeded, "no answer"),
+            };
+            tracing::debug!(verb, %error, "metadata request failed");
+            let what = || format!("{verb} at metadata server {}", self.addr);
+            patience.wait(error, what, std::future::pending()).await?;
+        }
+    }
+
+    fn number(&self) -> Numbered<'_> {
+        let mut requests = self.requests.lock();
+        requests.last += 1;
+        let number = requests.last;
+        requests.in_flight.insert(number);
+        Numbered {
+            requests: &self.requests,
+            number,
+        }
+    }
+
+    fn caller(&self, creds: &Creds, request: u64) -> pb::Caller {
+        let acknowledged = {
+            let requests = self.requests.lock();
+            requests
+                .in_flight
+                .first()
+                .map_or(requests.last, |first| first - 1)
+        };
+        pb::Caller {
+            client: self.client.to_bytes(),
+            request,
+            uid: creds.uid,
+            gid: creds.gid,
+            groups: creds.groups.clone(),
+            acknowledged,
+        }
+    }
+}
+
+/// One call of the metadata service: `rpc!(meta, creds, Effect, method, request)`. The request's
+/// `caller` is filled in, anew for each attempt.
+macro_rules! rpc {
+    ($meta:expr, $creds:expr, $effect:ident, $method:ident, $request:expr) => {{
+        let request = $request;
+        let send = |mut client: emberfs_proto::pb::metadata_client::MetadataClient<
+            tonic::transport::Channel,
+        >,
+                    caller| {
+            let mut request = request.clone();
+            request.caller = Some(caller);
+            async move { client.$method(request).await }
+        };
+        $meta
+            .run(
+                stringify!($method),
+                $creds,
+                crate::meta_rpc::Effect::$effect,
+                send,
+            )
+            .await
+    }};
+}
+pub(crate) use rpc;
+
+/// The attributes in an answer; their absence is a fault of the server.
+pub(crate) fn attr_of(attr: Option<pb::Attr>) -> Result<pb::Attr> {
+    attr.ok_or_else(|| {
+        Error::new(
+            ErrorCode::Protocol,
+            "the metadata server's answer carries no attributes",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn acknowledged_never_passes_a_request_that_may_be_retried() {
+        let stop = CancellationToken::new();
+        let meta = MetaRpc::new("127.0.0.1:1", ClientId(1), None, stop).unwrap();
+        let me = Creds::default();
+        let acknowledged = || meta.caller(&me, 0).acknowledged;
+        assert_eq!(acknowledged(), 0);
+        let first = meta.number();
+        let second = meta.number();
+        assert_eq!((first.number, second.number, acknowledged()), (1, 2, 0));
+        drop(second);
+        assert_eq!(acknowledged(), 0);
+        drop(first);
+        assert_eq!(acknowledged(), 2);
+    }
+}
