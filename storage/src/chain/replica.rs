@@ -1,0 +1,649 @@
+//! The state machine of one target: admission, queues, chain changes. The steps of one
+//! write are in `steps`.
+
+mod steps;
+
+use std::collections::{HashMap, VecDeque};
+
+use emberfs_proto::cluster::{LocalState, PublicState};
+use emberfs_proto::ids::{ChainVersion, ChunkKey, ChunkVersion, TargetId, WriteTag};
+use emberfs_proto::{Error, ErrorCode, Result};
+
+use super::dedup::{Dedup, Seen};
+use super::types::{Action, Event, Forward, OpId, Outcome, RequestId, Update, View};
+
+/// Work that may wait for one chunk; more is answered [`ErrorCode::Busy`].
+const MAX_QUEUE_PER_CHUNK: usize = 1024;
+
+/// How a replica may answer a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadPlan {
+    /// With the committed version.
+    Committed,
+    /// With the newest durable version: this target became the tail while a write was on its way, and
+    /// the tail before may have committed and shown it.
+    Newest,
+    /// With the version that this target, the tail, says is committed.
+    AskTail(TargetId),
+}
+
+/// Who started a piece of work and waits for its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Client,
+    Predecessor,
+    Resync,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Waits for its turn on the chunk.
+    Queued,
+    /// Waits for the engine's record.
+    Loading,
+    /// Is being made durable.
+    Preparing,
+    /// The whole content is being read for a SYNCING successor.
+    ReadingContent,
+    /// Waits for the successor's answer.
+    Forwarding,
+    /// Waits before the next sending.
+    RetryWait,
+    /// Is being committed.
+    Committing,
+    /// Is being undone.
+    Aborting,
+}
+
+impl Phase {
+    /// The engine works on it now: its answer must be awaited before the chunk goes on.
+    fn in_engine(self) -> bool {
+        matches!(
+            self,
+            Self::Loading
+                | Self::Preparing
+                | Self::ReadingContent
+                | Self::Committing
+                | Self::Aborting
+        )
+    }
+}
+
+struct Op {
+    source: Source,
+    request: RequestId,
+    /// Chain version under which it was asked for.
+    chain_version: ChainVersion,
+    update: Update,
+    /// From the predecessor: how it came.
+    received: Option<Received>,
+    trim: Option<WriteTag>,
+    phase: Phase,
+    /// Assigned by the head, received elsewhere.
+    version: ChunkVersion,
+    /// What the chunk will be once committed.
+    len: u32,
+    checksum: u32,
+    /// Sendings so far.
+    attempt: u32,
+    /// The successor does not hold what this builds on: send the whole content.
+    send_whole: bool,
+    /// The tail that died may have committed it: this target, the tail now, must show it.
+    exposed: bool,
+    /// Its requester has been answered already; it only waits for the engine.
+    dead: bool,
+    /// Why it is being undone.
+    abort_reason: Option<Error>,
+}
+
+#[derive(Clone, Copy)]
+struct Received {
+    version: ChunkVersion,
+    replace: bool,
+    resync: bool,
+    committed_chain: ChainVersion,
+}
+
+/// The protocol state of one target. See the [module page](super).
+pub struct Replica {
+    id: TargetId,
+    view: Option<View>,
+    local: LocalState,
+    ops: HashMap<OpId, Op>,
+    chunks: HashMap<ChunkKey, VecDeque<OpId>>,
+    dedup: Dedup,
+    next_op: u64,
+    /// [`Action::Recover`] is being carried out.
+    recovering: bool,
+    /// Refused by chain version, role, state or lease, since the start.
+    refused: u64,
+}
+
+impl Replica {
+    /// A target that was just opened: its data is there but may be old.
+    pub fn new(id: TargetId) -> Self {
+        Self {
+            id,
+            view: None,
+            local: LocalState::Online,
+            ops: HashMap::new(),
+            chunks: HashMap::new(),
+            dedup: Dedup::new(),
+            next_op: 0,
+            recovering: false,
+            refused: 0,
+        }
+    }
+
+    /// The local state, for heartbeats.
+    pub fn local(&self) -> LocalState {
+        self.local
+    }
+
+    /// The chain as last adopted.
+    pub fn view(&self) -> Option<&View> {
+        self.view.as_ref()
+    }
+
+    /// Requests refused by chain version, role, state or lease since the start.
+    pub fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    /// Chunks with work in progress.
+    pub fn busy_chunks(&self) -> usize {
+        self.chunks.len()
+    }
+
+    /// Takes one event. `lease` says whether the node's lease holds now.
+    pub fn handle(&mut self, event: Event, lease: bool) -> Vec<Action> {
+        let mut out = Vec::new();
+        match event {
+            Event::Write {
+                request,
+                chain_version,
+                update,
+                trim,
+            } => {
+                let op = Op::new(Source::Client, request, chain_version, update);
+                self.admit(Op { trim, ..op }, lease, &mut out);
+            }
+            Event::Forward {
+                request,
+                chain_version,
+                forward,
+            } => {
+                let Forward {
+                    update,
+                    version,
+                    replace,
+                    resync,
+                    committed_chain,
+                } = forward;
+                let received = Some(Received {
+                    version,
+                    replace,
+                    resync,
+                    committed_chain,
+                });
+                let op = Op::new(Source::Predecessor, request, chain_version, update);
+                self.admit(Op { received, ..op }, lease, &mut out);
+            }
+            Event::Resync {
+                request,
+                chain_version,
+                key,
+            } => {
+                let update = Update::resync(key);
+                self.admit(
+                    Op::new(Source::Resync, request, chain_version, update),
+                    lease,
+                    &mut out,
+                );
+            }
+            Event::TrimDone { tag } => self.dedup.trim_done(tag),
+            Event::Adopt { view } => self.adopt(view, lease, &mut out),
+            Event::Recovered {
+                chain_version,
+                result,
+            } => {
+                self.recovered(chain_version, result, &mut out);
+            }
+            Event::SyncDone {
+                request,
+                chain_version,
+            } => {
+                let result = self.sync_done(chain_version, &mut out);
+                out.push(Action::Reply { request, result });
+            }
+            step => self.step(step, lease, &mut out),
+        }
+        out
+    }
+
+    /// How a read of `key`, asked for under `chain_version`, may be answered.
+    pub fn read_plan(
+        &self,
+        key: ChunkKey,
+        chain_version: ChainVersion,
+        lease: bool,
+    ) -> Result<ReadPlan> {
+        let view = self.check_serving(chain_version, lease)?;
+        let front = self.chunks.get(&key).and_then(VecDeque::front);
+        let Some(op) = front.and_then(|op| self.ops.get(op)) else {
+            return Ok(ReadPlan::Committed);
+        };
+        match view.tail {
+            Some(tail) if tail != self.id && op.may_be_pending() => Ok(ReadPlan::AskTail(tail)),
+            _ if op.exposed => Ok(ReadPlan::Newest),
+            _ => Ok(ReadPlan::Committed),
+        }
+    }
+
+    /// What this target, if it is the tail, says of `key` to the others.
+    pub fn tail_plan(
+        &self,
+        key: ChunkKey,
+        chain_version: ChainVersion,
+        lease: bool,
+    ) -> Result<ReadPlan> {
+        let plan = self.read_plan(key, chain_version, lease)?;
+        match (plan, &self.view) {
+            (ReadPlan::Committed | ReadPlan::Newest, Some(view)) if view.tail == Some(self.id) => {
+                Ok(plan)
+            }
+            (_, Some(view)) => Err(self.stale(view, "is not the tail")),
+            (_, None) => Err(Error::new(ErrorCode::NotServing, "no chain yet")),
+        }
+    }
+
+    /// Whether reads may be served under `chain_version`.
+    pub fn check_serving(&self, chain_version: ChainVersion, lease: bool) -> Result<&View> {
+        let view = self.check_version(chain_version, lease)?;
+        if view.state != PublicState::Serving || self.local != LocalState::UpToDate {
+            let what = format!(
+                "target {} of chain {} is {:?}/{:?}, not serving; refresh the map",
+                self.id, view.chain, view.state, self.local
+            );
+            return Err(Error::new(ErrorCode::NotServing, what).newer_version(view.version.0));
+        }
+        Ok(view)
+    }
+
+    fn check_version(&self, chain_version: ChainVersion, lease: bool) -> Result<&View> {
+        if !lease {
+            let what = "this storage server's lease has run out; it serves nothing until the cluster manager renews it";
+            return Err(Error::new(ErrorCode::LeaseExpired, what));
+        }
+        let Some(view) = &self.view else {
+            let what = format!("target {} has not seen its chain yet", self.id);
+            return Err(Error::new(ErrorCode::NotServing, what));
+        };
+        if view.version != chain_version {
+            let what = format!(
+                "chain {} is at {} here, not {chain_version}",
+                view.chain, view.version
+            );
+            let code = ErrorCode::StaleChainVersion;
+            return Err(Error::new(code, what).newer_version(view.version.0));
+        }
+        Ok(view)
+    }
+
+    fn stale(&self, view: &View, what: &str) -> Error {
+        let what = format!(
+            "target {} {what} of chain {} at {}",
+            self.id, view.chain, view.version
+        );
+        Error::new(ErrorCode::NotHead, what).newer_version(view.version.0)
+    }
+
+    /// Checked when work arrives and again when it holds its chunk.
+    fn check(&self, op: &Op, lease: bool) -> Result<()> {
+        match op.source {
+            Source::Client => {
+                let view = self.check_serving(op.chain_version, lease)?;
+                if view.is_head {
+                    Ok(())
+                } else {
+                    Err(self.stale(view, "is not the head"))
+                }
+            }
+            Source::Predecessor => {
+                let view = self.check_version(op.chain_version, lease)?;
+                if view.state == PublicState::Syncing {
+                    return Ok(());
+                }
+                self.check_serving(op.chain_version, lease).map(|_| ())
+            }
+            Source::Resync => {
+                let view = self.check_serving(op.chain_version, lease)?;
+                if view.successor.is_some_and(|s| s.syncing) {
+                    return Ok(());
+                }
+                Err(self.stale(view, "has no syncing successor"))
+            }
+        }
+    }
+
+    fn admit(&mut self, op: Op, lease: bool, out: &mut Vec<Action>) {
+        let request = op.request;
+        if let Err(error) = self.check(&op, lease) {
+            self.refused += 1;
+            out.push(Action::Reply {
+                request,
+                result: Err(error),
+            });
+            return;
+        }
+        let queue = self.chunks.entry(op.update.key).or_default();
+        if queue.len() >= MAX_QUEUE_PER_CHUNK {
+            let what = format!(
+                "{} writes wait for chunk {} already",
+                queue.len(),
+                op.update.key
+            );
+            let error = Error::new(ErrorCode::Busy, what).retry_after_ms(20);
+            out.push(Action::Reply {
+                request,
+                result: Err(error),
+            });
+            return;
+        }
+        self.next_op += 1;
+        let id = OpId(self.next_op);
+        queue.push_back(id);
+        let first = queue.len() == 1;
+        self.ops.insert(id, op);
+        if first {
+            self.start(id, lease, out);
+        }
+    }
+
+    /// `id` holds its chunk: checks again, and begins.
+    fn start(&mut self, id: OpId, lease: bool, out: &mut Vec<Action>) {
+        let Some(op) = self.ops.get(&id) else { return };
+        if let Err(error) = self.check(op, lease) {
+            self.refused += 1;
+            return self.finish(id, Err(error), lease, out);
+        }
+        if let Some(answer) = self.answer_known(id) {
+            return self.finish(id, answer, lease, out);
+        }
+        self.set_phase(id, Phase::Loading);
+        let key = self.ops[&id].update.key;
+        out.push(Action::Load { op: id, key });
+    }
+
+    /// The answer to work that was done before.
+    fn answer_known(&mut self, id: OpId) -> Option<Result<Outcome>> {
+        let op = self.ops.get(&id)?;
+        if let Some(trim) = op.trim
+            && self.dedup.is_trim_done(trim)
+        {
+            return Some(Ok(Outcome::nothing(op.chain_version)));
+        }
+        if op.source != Source::Client {
+            return None;
+        }
+        let tag = op.update.tag?;
+        match self.dedup.check(tag) {
+            Seen::New => None,
+            Seen::Done(outcome) => Some(Ok(outcome)),
+            Seen::Passed => {
+                let what = format!("write {tag}: a later write of this channel was seen");
+                Some(Err(Error::new(ErrorCode::StaleSequence, what)))
+            }
+        }
+    }
+
+    fn set_phase(&mut self, id: OpId, phase: Phase) {
+        if let Some(op) = self.ops.get_mut(&id) {
+            op.phase = phase;
+        }
+    }
+
+    /// Ends `id`, answers its requester, and lets the next one have the chunk.
+    fn finish(&mut self, id: OpId, result: Result<Outcome>, lease: bool, out: &mut Vec<Action>) {
+        let Some(op) = self.ops.remove(&id) else {
+            return;
+        };
+        if let (Ok(outcome), Some(tag), false) =
+            (&result, op.update.tag, op.source == Source::Resync)
+        {
+            self.dedup.record(tag, *outcome);
+        }
+        if !op.dead {
+            out.push(Action::Reply {
+                request: op.request,
+                result,
+            });
+        }
+        self.release(op.update.key, id, lease, out);
+    }
+
+    fn release(&mut self, key: ChunkKey, id: OpId, lease: bool, out: &mut Vec<Action>) {
+        let Some(queue) = self.chunks.get_mut(&key) else {
+            return;
+        };
+        let held = queue.front() == Some(&id);
+        queue.retain(|&other| other != id);
+        match queue.front().copied() {
+            None => drop(self.chunks.remove(&key)),
+            Some(next) if held => self.start(next, lease, out),
+            Some(_) => {}
+        }
+    }
+
+    fn adopt(&mut self, view: View, lease: bool, out: &mut Vec<Action>) {
+        if self
+            .view
+            .as_ref()
+            .is_some_and(|old| old.version >= view.version)
+        {
+            return;
+        }
+        let successor = view.successor;
+        let version = view.version;
+        let state = view.state;
+        let becomes_tail = view.tail == Some(self.id)
+            && self
+                .view
+                .as_ref()
+                .is_some_and(|old| old.tail != Some(self.id));
+        if becomes_tail {
+            for op in self.ops.values_mut().filter(|op| op.may_be_pending()) {
+                op.exposed |= op.phase != Phase::Preparing;
+            }
+        }
+        self.view = Some(view);
+        if !matches!(state, PublicState::Serving | PublicState::Syncing) {
+            self.local = LocalState::Online;
+            self.drop_all(out);
+        }
+        if state == PublicState::Syncing && self.local == LocalState::UpToDate {
+            // Synced under an older membership: only a pass of this one counts.
+            self.local = LocalState::Online;
+        }
+        self.redirect(lease, out);
+        self.recover_if_due(out);
+        if state == PublicState::Serving
+            && self.local == LocalState::UpToDate
+            && let Some(next) = successor
+            && next.syncing
+        {
+            let mut busy: Vec<_> = self.chunks.keys().copied().collect();
+            busy.sort_unstable();
+            out.push(Action::StartResync {
+                chain_version: version,
+                to: next.target,
+                busy,
+            });
+        }
+        out.push(Action::ReportState);
+    }
+
+    /// This target has left the chain: nobody may rely on it any more.
+    fn drop_all(&mut self, out: &mut Vec<Action>) {
+        let mut ids: Vec<_> = self.ops.keys().copied().collect();
+        ids.sort_unstable();
+        for id in ids {
+            let Some(op) = self.ops.get_mut(&id) else {
+                continue;
+            };
+            if !op.dead {
+                let what = format!("target {} has left its chain; refresh the map", self.id);
+                let result = Err(Error::new(ErrorCode::NotServing, what));
+                out.push(Action::Reply {
+                    request: op.request,
+                    result,
+                });
+                op.dead = true;
+            }
+            if op.phase == Phase::Forwarding {
+                out.push(Action::CancelSend { op: id });
+            }
+            if !op.phase.in_engine() {
+                let key = op.update.key;
+                self.ops.remove(&id);
+                if let Some(queue) = self.chunks.get_mut(&key) {
+                    queue.retain(|&other| other != id);
+                    if queue.is_empty() {
+                        self.chunks.remove(&key);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends again what is on its way to a successor of an older chain version.
+    fn redirect(&mut self, lease: bool, out: &mut Vec<Action>) {
+        let mut ids: Vec<_> = self
+            .ops
+            .iter()
+            .filter(|(_, op)| matches!(op.phase, Phase::Forwarding | Phase::RetryWait))
+            .map(|(&id, _)| id)
+            .collect();
+        ids.sort_unstable();
+        for id in ids {
+            if self.ops[&id].phase == Phase::Forwarding {
+                out.push(Action::CancelSend { op: id });
+            }
+            if self.ops[&id].source == Source::Resync {
+                // The new membership has its own pass.
+                self.finish(id, Err(pass_over()), lease, out);
+            } else {
+                self.dispatch(id, out);
+            }
+        }
+    }
+
+    /// A target that becomes SERVING without having been synced begins the chain, or begins it again,
+    /// with its own data: what is pending becomes committed. Nothing else may be in progress then:
+    /// recovery must neither miss a version that is still being prepared nor commit one of a live write.
+    pub(super) fn recover_if_due(&mut self, out: &mut Vec<Action>) {
+        let Some(view) = &self.view else { return };
+        let due = view.state == PublicState::Serving && self.local != LocalState::UpToDate;
+        if due && !self.recovering && self.ops.is_empty() {
+            self.recovering = true;
+            out.push(Action::Recover {
+                chain_version: view.version,
+            });
+        }
+    }
+
+    /// Whether nothing of an earlier membership is still on its way to the disk. Until then the
+    /// target's contents are not fit for comparison.
+    pub fn is_settled(&self) -> bool {
+        !self.ops.values().any(|op| op.dead)
+    }
+
+    fn recovered(
+        &mut self,
+        chain_version: ChainVersion,
+        result: Result<()>,
+        out: &mut Vec<Action>,
+    ) {
+        self.recovering = false;
+        let Some(view) = &self.view else { return };
+        if view.state != PublicState::Serving || self.local == LocalState::UpToDate {
+            return;
+        }
+        match result {
+            Ok(()) => {
+                self.local = LocalState::UpToDate;
+                let successor = view.successor;
+                let version = view.version;
+                out.push(Action::ReportState);
+                if let Some(next) = successor
+                    && next.syncing
+                {
+                    let busy = Vec::new();
+                    out.push(Action::StartResync {
+                        chain_version: version,
+                        to: next.target,
+                        busy,
+                    });
+                }
+            }
+            Err(error) => {
+                let what = format!(
+                    "target {}: recovery under {chain_version} failed: {error}",
+                    self.id
+                );
+                out.push(Action::Alarm { message: what });
+            }
+        }
+    }
+
+    fn sync_done(&mut self, chain_version: ChainVersion, out: &mut Vec<Action>) -> Result<Outcome> {
+        // The lease does not matter here: nothing is served.
+        let view = self.check_version(chain_version, true)?;
+        if view.state != PublicState::Syncing {
+            return Err(self.stale(view, "is not syncing as a member"));
+        }
+        self.local = LocalState::UpToDate;
+        out.push(Action::ReportState);
+        Ok(Outcome::nothing(chain_version))
+    }
+}
+
+/// The chain changed during a resync pass.
+fn pass_over() -> Error {
+    Error::new(
+        ErrorCode::StaleChainVersion,
+        "the chain changed during the resync pass",
+    )
+}
+
+impl Op {
+    /// The engine may hold a pending version because of it.
+    fn may_be_pending(&self) -> bool {
+        self.source != Source::Resync && !matches!(self.phase, Phase::Queued | Phase::Loading)
+    }
+
+    fn new(
+        source: Source,
+        request: RequestId,
+        chain_version: ChainVersion,
+        update: Update,
+    ) -> Self {
+        Self {
+            source,
+            request,
+            chain_version,
+            update,
+            received: None,
+            trim: None,
+            phase: Phase::Queued,
+            version: ChunkVersion(0),
+            len: 0,
+            checksum: 0,
+            attempt: 0,
+            send_whole: false,
+            exposed: false,
+            dead: false,
+            abort_reason: None,
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Configuration of a storage server (`emberfs storage --config FILE`).
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::{
+    DEFAULT_CACHE_ENTRIES, DEFAULT_INDEX_CACHE_BYTES, DEFAULT_QUEUE_DEPTH, DEFAULT_RESERVE_BYTES,
+};
+
+/// Everything an operator can set. Unknown keys are refused.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StorageConfig {
+    /// Id of this node, from 1 up; unique in the cluster and never changed.
+    pub node: u32,
+    /// `host:port` of the metadata server.
+    pub meta: String,
+    /// `host:port` on which the data plane listens; port 0 picks a free one.
+    #[serde(default = "defaults::listen")]
+    pub listen: String,
+    /// `host:port` on which the management service listens; port 0 picks a free one.
+    #[serde(default = "defaults::listen")]
+    pub admin_listen: String,
+    /// Host name or address under which clients reach this node, without a port. Empty: that of `listen`.
+    #[serde(default)]
+    pub advertise: String,
+    /// Directories of this node's disks, one per device.
+    pub disks: Vec<PathBuf>,
+    /// What an acknowledged write survives: `power` (loss of power) or `process` (a killed process only).
+    #[serde(default)]
+    pub durability: Durability,
+    /// Bytes of each file system that are left free.
+    #[serde(default = "defaults::reserve_bytes")]
+    pub reserve_bytes: u64,
+    /// Use at most this many bytes of each disk; 0: all of it.
+    #[serde(default)]
+    pub capacity_bytes: u64,
+    /// Chunks per disk whose metadata stays in memory.
+    #[serde(default = "defaults::cache_entries")]
+    pub cache_entries: usize,
+    /// Reads and writes in flight per disk.
+    #[serde(default = "defaults::queue_depth")]
+    pub queue_depth: u32,
+    /// Memory of the index's block cache per disk, bytes.
+    #[serde(default = "defaults::index_cache_bytes")]
+    pub index_cache_bytes: usize,
+    /// Request payload in memory per hop class, bytes (at least the largest chunk, 64 MiB).
+    #[serde(default = "defaults::payload_bytes")]
+    pub payload_bytes: usize,
+    /// Read data in memory on its way to clients, bytes.
+    #[serde(default = "defaults::read_bytes")]
+    pub read_bytes: usize,
+    /// Chunks in flight while a returning replica is brought up to date.
+    #[serde(default = "defaults::resync_parallel")]
+    pub resync_parallel: usize,
+}
+
+/// See [`StorageConfig::durability`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Survives loss of power.
+    #[default]
+    Power,
+    /// Survives a killed process.
+    Process,
+}
+
+impl StorageConfig {
+    /// The defaults for a node with these disks.
+    pub fn new(node: u32, meta: impl Into<String>, disks: Vec<PathBuf>) -> Self {
+        Self {
+            node,
+            meta: meta.into(),
+            listen: defaults::listen(),
+            admin_listen: defaults::listen(),
+            advertise: String::new(),
+            disks,
+            durability: Durability::Power,
+            reserve_bytes: defaults::reserve_bytes(),
+            capacity_bytes: 0,
+            cache_entries: defaults::cache_entries(),
+            queue_depth: defaults::queue_depth(),
+            index_cache_bytes: defaults::index_cache_bytes(),
+            payload_bytes: defaults::payload_bytes(),
+            read_bytes: defaults::read_bytes(),
+            resync_parallel: defaults::resync_parallel(),
+        }
+    }
+}
+
+mod defaults {
+    pub(super) fn listen() -> String {
+        "127.0.0.1:0".to_owned()
+    }
+    pub(super) fn reserve_bytes() -> u64 {
+        super::DEFAULT_RESERVE_BYTES
+    }
+    pub(super) fn cache_entries() -> usize {
+        super::DEFAULT_CACHE_ENTRIES
+    }
+    pub(super) fn queue_depth() -> u32 {
+        super::DEFAULT_QUEUE_DEPTH
+    }
+    pub(super) fn index_cache_bytes() -> usize {
+        super::DEFAULT_INDEX_CACHE_BYTES
+    }
+    pub(super) fn payload_bytes() -> usize {
+        64 << 20
+    }
+    pub(super) fn read_bytes() -> usize {
+        96 << 20
+    }
+    pub(super) fn resync_parallel() -> usize {
+        8
+    }
+}

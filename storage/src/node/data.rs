@@ -1,0 +1,524 @@
+//! The data plane of a storage node: what each opcode does.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use emberfs_proto::checksum::verify_fragments;
+use emberfs_proto::convert::{chunk_key, required};
+use emberfs_proto::ids::{
+    ChainId, ChainVersion, ChunkKey, ChunkVersion, InodeId, TargetId, WriteTag,
+};
+use emberfs_proto::layout::MAX_CHUNK_SIZE;
+use emberfs_proto::wire::server::{Incoming, Outgoing, Service};
+use emberfs_proto::wire::{Call, Channel, Opcode, decode, frame::MAX_PAYLOAD};
+use emberfs_proto::{Error, ErrorCode, Result, pb};
+use futures::StreamExt;
+use futures::stream;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{Node, TargetHost, admin};
+use crate::chain::{Event, Forward, Outcome, ReadPlan, Update, UpdateKind};
+use crate::engine::{ChunkMeta, ReadData, ReadVersion};
+
+/// Granularity of the read budget, bytes.
+pub(super) const BUDGET_UNIT: usize = 4096;
+/// Most ranges in one read request.
+const MAX_READ_ITEMS: usize = 4096;
+/// Ranges of one request that are read at the same time.
+const READ_PARALLEL: usize = 32;
+/// Attempts to catch a version that the tail named before the chunk moves on.
+const READ_ATTEMPTS: usize = 16;
+/// Chunks of one trim that are changed at the same time.
+const TRIM_PARALLEL: usize = 16;
+/// Most chunks per trim call.
+const MAX_TRIM: u32 = 4096;
+
+/// The service behind the data port.
+pub struct Data {
+    node: Arc<Node>,
+}
+
+impl Data {
+    /// Serves `node`.
+    pub fn new(node: Arc<Node>) -> Self {
+        Self { node }
+    }
+}
+
+impl Service for Data {
+    async fn handle(&self, request: Incoming) -> Result<Outgoing> {
+        let body = request.body.clone();
+        match request.opcode {
+            Opcode::Read => self.read(decode(body)?, request.deadline).await,
+            Opcode::Write => self.write(decode(body)?, &request).await,
+            Opcode::Forward => self.forward(decode(body)?, &request).await,
+            Opcode::QueryVersion => self.query_version(decode(body)?).await,
+            Opcode::LastChunk => self.last_chunk(decode(body)?).await,
+            Opcode::Trim => self.trim(decode(body)?).await,
+            Opcode::SyncList => self.sync_list(decode(body)?).await,
+            Opcode::SyncDone => self.sync_done(decode(body)?).await,
+            Opcode::Hello => Err(Error::new(ErrorCode::Protocol, "HELLO twice")),
+        }
+    }
+}
+
+impl Data {
+    fn chain(
+        &self,
+        chain: Option<&pb::ChainRef>,
+    ) -> Result<(Arc<TargetHost>, ChainId, ChainVersion)> {
+        let chain = required(chain, "chain")?;
+        let id = ChainId(chain.chain);
+        Ok((
+            self.node.host_of_chain(id)?,
+            id,
+            ChainVersion(chain.version),
+        ))
+    }
+
+    async fn read(&self, request: pb::ReadRequest, deadline: Instant) -> Result<Outgoing> {
+        let total: u64 = request.items.iter().map(|item| u64::from(item.len)).sum();
+        if request.items.len() > MAX_READ_ITEMS || total > u64::from(MAX_PAYLOAD) {
+            let what = format!(
+                "{} ranges of {total} bytes in one read; at most {MAX_READ_ITEMS} of {MAX_PAYLOAD} bytes",
+                request.items.len()
+            );
+            return Err(Error::new(ErrorCode::InvalidArgument, what));
+        }
+        let units = (total as usize).div_ceil(BUDGET_UNIT).max(1);
+        let units = units.min(self.node.config.read_bytes / BUDGET_UNIT) as u32;
+        let budget = self.node.read_budget.clone().acquire_many_owned(units);
+        let permit = tokio::time::timeout_at(deadline.into(), budget)
+            .await
+            .map_err(|_| Error::new(ErrorCode::Busy, "read queue full").retry_after_ms(10))?
+            .map_err(|_| Error::new(ErrorCode::Unavailable, "this storage server is stopping"))?;
+        let results: Vec<_> =
+            stream::iter(request.items.into_iter().map(|item| self.read_item(item)))
+                .buffered(READ_PARALLEL)
+                .collect()
+                .await;
+        let mut reply = pb::ReadReply {
+            results: Vec::with_capacity(results.len()),
+        };
+        let mut payload = Vec::with_capacity(results.len());
+        for result in results {
+            let (message, data) = read_result(result);
+            self.node.count_read(data.len() as u64);
+            reply.results.push(message);
+            if !data.is_empty() {
+                payload.push(data);
+            }
+        }
+        // The budget is returned when the last byte has been sent.
+        if let Some(last) = payload.pop() {
+            payload.push(Bytes::from_owner(Charged {
+                data: last,
+                _permit: permit,
+            }));
+        }
+        Ok(Outgoing {
+            payload,
+            ..Outgoing::new(&reply)
+        })
+    }
+
+    async fn read_item(&self, item: pb::ReadItem) -> Result<ReadData> {
+        let (host, _, version) = self.chain(item.chain.as_ref())?;
+        let key = ChunkKey::new(item.inode, item.index);
+        if item
+            .offset
+            .checked_add(item.len)
+            .is_none_or(|end| end > MAX_CHUNK_SIZE)
+        {
+            let what = format!(
+                "range {}+{} of chunk {key} is out of bounds",
+                item.offset, item.len
+            );
+            return Err(Error::new(ErrorCode::InvalidArgument, what));
+        }
+        for _ in 0..READ_ATTEMPTS {
+            let wanted = match host.read_plan(key, version)? {
+                ReadPlan::Committed => ReadVersion::Committed,
+                ReadPlan::Newest => ReadVersion::Pending,
+                ReadPlan::AskTail(tail) => match self.ask_tail(&host, tail, key, version).await? {
+                    ChunkVersion(0) => ReadVersion::Committed,
+                    committed => ReadVersion::Exactly(committed),
+                },
+            };
+            match host
+                .engine()
+                .read(host.id(), key, wanted, item.offset, item.len)
+                .await
+            {
+                // The chunk moved on meanwhile: ask again.
+                Err(error) if error.code == ErrorCode::StaleChunkVersion => {}
+                result => {
+                    // A process that slept between the check and the read must not answer.
+                    host.check_serving(version)?;
+                    return result;
+                }
+            }
+        }
+        let what = format!("chunk {key} changes too fast to be read");
+        Err(Error::new(ErrorCode::Busy, what).retry_after_ms(2))
+    }
+
+    async fn ask_tail(
+        &self,
+        host: &TargetHost,
+        tail: TargetId,
+        key: ChunkKey,
+        version: ChainVersion,
+    ) -> Result<ChunkVersion> {
+        let map = self.node.map();
+        let target = map.targets.get(&tail);
+        let addr = target.and_then(|t| Some((t.chain, &map.node_of(t)?.data_addr)));
+        let Some((chain, addr)) = addr else {
+            let what = format!(
+                "tail {tail} is not in the map that target {} has",
+                host.id()
+            );
+            return Err(Error::new(ErrorCode::StaleChainVersion, what));
+        };
+        let body = pb::VersionQuery {
+            chain: Some(pb::ChainRef::of(chain, version)),
+            inode: key.inode.0,
+            index: key.index.0,
+        };
+        let deadline = Instant::now() + std::time::Duration::from_secs(2);
+        let call = Call::new(Opcode::QueryVersion, &body, deadline);
+        let reply: pb::VersionReply = self.node.peers.peer(addr).call(call).await?.decode()?;
+        Ok(ChunkVersion(reply.committed))
+    }
+
+    async fn query_version(&self, request: pb::VersionQuery) -> Result<Outgoing> {
+        let (host, _, version) = self.chain(request.chain.as_ref())?;
+        let key = ChunkKey::new(request.inode, request.index);
+        let plan = host.tail_plan(key, version)?;
+        let meta = host.engine().meta(host.id(), key).await?;
+        host.check_serving(version)?;
+        let committed = match (meta, plan) {
+            (None, _) => 0,
+            (
+                Some(ChunkMeta {
+                    pending: Some(pending),
+                    ..
+                }),
+                ReadPlan::Newest,
+            ) => pending.version.0,
+            (Some(meta), _) => meta.committed.0,
+        };
+        Ok(Outgoing::new(&pb::VersionReply { committed }))
+    }
+
+    async fn write(&self, message: pb::WriteRequest, request: &Incoming) -> Result<Outgoing> {
+        let (host, _, chain_version) = self.chain(message.chain.as_ref())?;
+        let update = update(&message, request.payload.clone(), false)?;
+        if update.tag.is_none() {
+            return Err(Error::new(
+                ErrorCode::InvalidArgument,
+                "a client's write needs a tag",
+            ));
+        }
+        let bytes = request.payload.len() as u64;
+        let event = |request| Event::Write {
+            request,
+            chain_version,
+            update,
+            trim: None,
+        };
+        let outcome = host.request(event).await?;
+        self.node.count_write(bytes);
+        let Outcome {
+            version,
+            len,
+            checksum,
+            ..
+        } = outcome;
+        Ok(Outgoing::new(&pb::WriteReply {
+            version: version.0,
+            len,
+            checksum,
+        }))
+    }
+
+    async fn forward(&self, message: pb::ForwardRequest, request: &Incoming) -> Result<Outgoing> {
+        let write = required(message.write.as_ref(), "write")?;
+        let (host, _, chain_version) = self.chain(write.chain.as_ref())?;
+        let forward = Forward {
+            update: update(write, request.payload.clone(), message.replace)?,
+            version: ChunkVersion(message.version),
+            replace: message.replace,
+            resync: message.resync,
+            committed_chain: ChainVersion(message.committed_chain),
+        };
+        let event = |request| Event::Forward {
+            request,
+            chain_version,
+            forward,
+        };
+        let outcome = host.request(event).await?;
+        Ok(Outgoing::new(&pb::ForwardReply {
+            version: outcome.version.0,
+            len: outcome.len,
+            checksum: outcome.checksum,
+            committed_chain: outcome.chain.0,
+        }))
+    }
+
+    async fn last_chunk(&self, request: pb::LastChunkRequest) -> Result<Outgoing> {
+        let (host, _, version) = self.chain(request.chain.as_ref())?;
+        host.check_serving(version)?;
+        let last = host
+            .engine()
+            .last_chunk(host.id(), InodeId(request.inode))
+            .await?;
+        host.check_serving(version)?;
+        let reply = last.map_or(pb::LastChunkReply::default(), |(index, len)| {
+            pb::LastChunkReply {
+                found: true,
+                index: index.0,
+                len,
+            }
+        });
+        Ok(Outgoing::new(&reply))
+    }
+
+    async fn trim(&self, request: pb::TrimRequest) -> Result<Outgoing> {
+        let (host, _, chain_version) = self.chain(request.chain.as_ref())?;
+        host.check_serving(chain_version)?;
+        let tag = WriteTag::try_from(required(request.tag.as_ref(), "tag")?)?;
+        let limit = request.limit.clamp(1, MAX_TRIM) as usize;
+        let inode = InodeId(request.inode);
+        // Chunks from `from_index` on; those already as short as asked cost only the listing.
+        let mut after = request
+            .from_index
+            .checked_sub(1)
+            .map(|index| ChunkKey::new(inode, index));
+        let mut trimmed = 0;
+        let more = loop {
+            let left = limit - trimmed;
+            if left == 0 {
+                break true;
+            }
+            let page = host
+                .engine()
+                .list_inode(host.id(), inode, after, left)
+                .await?;
+            let Some(&(last, _)) = page.last() else {
+                break false;
+            };
+            after = Some(last);
+            let work = page.into_iter().filter_map(|(key, meta)| {
+                let keep = if key.index.0 == request.from_index {
+                    request.from_len
+                } else {
+                    0
+                };
+                let kind = match request.remove {
+                    true => UpdateKind::Remove,
+                    false if meta.max_len() > keep => UpdateKind::Truncate { len: keep },
+                    false => return None,
+                };
+                let (chunk_size, page_size) = (meta.chunk_size, meta.page_size);
+                Some(Update {
+                    key,
+                    tag: None,
+                    kind,
+                    chunk_size,
+                    page_size,
+                })
+            });
+            let results: Vec<_> = stream::iter(work.map(|update| {
+                let event = |request| Event::Write {
+                    request,
+                    chain_version,
+                    update,
+                    trim: Some(tag),
+                };
+                host.request(event)
+            }))
+            .buffer_unordered(TRIM_PARALLEL)
+            .collect()
+            .await;
+            for result in results {
+                result?;
+                trimmed += 1;
+            }
+        };
+        host.drive(Event::TrimDone { tag });
+        Ok(Outgoing::new(&pb::TrimReply {
+            trimmed: trimmed as u32,
+            more,
+        }))
+    }
+
+    async fn sync_list(&self, request: pb::SyncListRequest) -> Result<Outgoing> {
+        let (host, _, version) = self.chain(request.chain.as_ref())?;
+        let current = host.view().map_or(ChainVersion(0), |view| view.version);
+        if current != version {
+            let what = format!("target {} is at chain version {current}", host.id());
+            return Err(Error::new(ErrorCode::StaleChainVersion, what).newer_version(current.0));
+        }
+        if !host.is_settled() {
+            let what = format!(
+                "target {} still finishes writes of an earlier membership",
+                host.id()
+            );
+            return Err(Error::new(ErrorCode::Busy, what).retry_after_ms(5));
+        }
+        let after = if request.after.is_empty() {
+            None
+        } else {
+            Some(chunk_key(&request.after)?)
+        };
+        let (chunks, end) = admin::list_page(&host, after, request.limit).await?;
+        Ok(Outgoing::new(&pb::SyncListReply { chunks, end }))
+    }
+
+    async fn sync_done(&self, request: pb::SyncDoneRequest) -> Result<Outgoing> {
+        let (host, _, chain_version) = self.chain(request.chain.as_ref())?;
+        host.request(|request| Event::SyncDone {
+            request,
+            chain_version,
+        })
+        .await?;
+        Ok(Outgoing::new(&pb::SyncDoneReply {}))
+    }
+}
+
+/// Read data that is charged to the read budget until it has been sent.
+struct Charged {
+    data: Bytes,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Charged {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+fn read_result(result: Result<ReadData>) -> (pb::ReadResult, Bytes) {
+    match result {
+        Ok(read) => {
+            let message = pb::ReadResult {
+                status: 0,
+                error: None,
+                len: read.data.len() as u32,
+                checksums: read.checksums,
+                version: read.version.0,
+                page_size: read.page_size,
+            };
+            (message, read.data)
+        }
+        Err(error) => {
+            let message = pb::ReadResult {
+                status: error.code as u32,
+                error: Some(pb::ErrorBody {
+                    message: error.message,
+                    retry_after_ms: error.retry_after_ms,
+                    newer_version: error.newer_version,
+                }),
+                ..pb::ReadResult::default()
+            };
+            (message, Bytes::new())
+        }
+    }
+}
+
+/// The message and payload of a change, for the next hop.
+pub(super) fn write_message(
+    update: &Update,
+    chain: ChainId,
+    version: ChainVersion,
+) -> (pb::WriteRequest, Option<Bytes>) {
+    let mut message = pb::WriteRequest {
+        chain: Some(pb::ChainRef::of(chain, version)),
+        inode: update.key.inode.0,
+        index: update.key.index.0,
+        tag: update.tag.map(pb::Tag::from),
+        chunk_size: update.chunk_size,
+        page_size: update.page_size,
+        ..pb::WriteRequest::default()
+    };
+    let payload = match &update.kind {
+        UpdateKind::Write {
+            offset,
+            data,
+            checksums,
+            size_hint,
+        } => {
+            message.set_kind(pb::WriteKind::Write);
+            message.offset = *offset;
+            message.len = data.len() as u32;
+            message.checksums.clone_from(checksums);
+            message.size_hint = *size_hint;
+            Some(data.clone())
+        }
+        UpdateKind::Truncate { len } => {
+            message.set_kind(pb::WriteKind::Truncate);
+            message.len = *len;
+            None
+        }
+        UpdateKind::Remove => {
+            message.set_kind(pb::WriteKind::Remove);
+            None
+        }
+    };
+    (message, payload)
+}
+
+/// Decodes a change and verifies its payload: nothing unverified reaches a disk.
+fn update(message: &pb::WriteRequest, payload: Bytes, whole: bool) -> Result<Update> {
+    let key = message.key();
+    let invalid =
+        |what: String| Error::new(ErrorCode::InvalidArgument, format!("chunk {key}: {what}"));
+    let (chunk_size, page_size) = (message.chunk_size, message.page_size);
+    let kind = match message.kind() {
+        pb::WriteKind::Write => {
+            if !chunk_size.is_power_of_two() || chunk_size > MAX_CHUNK_SIZE {
+                return Err(invalid(format!("chunk size {chunk_size}")));
+            }
+            if !page_size.is_power_of_two() || !(4096..=chunk_size).contains(&page_size) {
+                return Err(invalid(format!("page size {page_size}")));
+            }
+            let end = u64::from(message.offset) + payload.len() as u64;
+            if end > u64::from(chunk_size) || payload.len() != message.len as usize {
+                return Err(invalid(format!(
+                    "{} bytes end at {end} of {chunk_size}",
+                    payload.len()
+                )));
+            }
+            if payload.is_empty() && !whole {
+                return Err(invalid("a write of no bytes".to_owned()));
+            }
+            verify_fragments(message.offset, &payload, page_size, &message.checksums).map_err(
+                |bad| {
+                    let what = format!(
+                        "chunk {key}: bytes {bad:?} were damaged in transit; send them again"
+                    );
+                    Error::new(ErrorCode::ChecksumMismatch, what)
+                },
+            )?;
+            UpdateKind::Write {
+                offset: message.offset,
+                data: payload,
+                checksums: message.checksums.clone(),
+                size_hint: message.size_hint.min(chunk_size),
+            }
+        }
+        pb::WriteKind::Truncate => UpdateKind::Truncate { len: message.len },
+        pb::WriteKind::Remove => UpdateKind::Remove,
+        pb::WriteKind::Unspecified => return Err(invalid("unknown kind of write".to_owned())),
+    };
+    let tag = message.tag.as_ref().map(WriteTag::try_from).transpose()?;
+    Ok(Update {
+        key,
+        tag,
+        kind,
+        chunk_size,
+        page_size,
+    })
+}

@@ -1,0 +1,360 @@
+//! Drives one target's [`Replica`] with the engine, the network and timers.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use emberfs_proto::cluster::LocalState;
+use emberfs_proto::ids::{ChainVersion, ChunkKey, ChunkVersion, TargetId};
+use emberfs_proto::layout::MAX_CHUNK_SIZE;
+use emberfs_proto::wire::{Call, Channel, Opcode};
+use emberfs_proto::{Error, ErrorCode, Result, pb};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+
+use super::{Node, data, resync};
+use crate::chain::{
+    Action, Content, Event, Forward, OpId, Outcome, ReadPlan, Replica, RequestId, UpdateKind,
+};
+use crate::engine::{Engine, ReadVersion};
+
+/// Longest wait for a successor's answer; a chain change ends the wait earlier.
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Chunks per page when a whole target is listed.
+const LIST_PAGE: usize = 1024;
+
+/// One target of this node.
+pub(crate) struct TargetHost {
+    id: TargetId,
+    engine: Engine,
+    node: Weak<Node>,
+    /// Actions are carried out under this lock (none of them waits), so their order is the machine's.
+    core: Mutex<Core>,
+    next_request: AtomicU64,
+    pub(super) sync_done: AtomicU64,
+    pub(super) sync_total: AtomicU64,
+}
+
+struct Core {
+    replica: Replica,
+    waiting: HashMap<RequestId, oneshot::Sender<Result<Outcome>>>,
+    /// The last sending of each piece of work, with its attempt.
+    sends: HashMap<OpId, (u32, AbortHandle)>,
+    resync: Option<AbortHandle>,
+}
+
+impl TargetHost {
+    pub(super) fn new(node: &Arc<Node>, id: TargetId, engine: Engine) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            engine,
+            node: Arc::downgrade(node),
+            core: Mutex::new(Core {
+                replica: Replica::new(id),
+                waiting: HashMap::new(),
+                sends: HashMap::new(),
+                resync: None,
+            }),
+            next_request: AtomicU64::new(1),
+            sync_done: AtomicU64::new(0),
+            sync_total: AtomicU64::new(0),
+        })
+    }
+
+    pub(super) fn id(&self) -> TargetId {
+        self.id
+    }
+
+    pub(super) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub(super) fn node(&self) -> Result<Arc<Node>> {
+        self.node.upgrade().ok_or_else(stopping)
+    }
+
+    /// Local state and adopted chain version.
+    pub(super) fn local(&self) -> (LocalState, ChainVersion) {
+        let core = self.core.lock();
+        let version = core.replica.view().map_or(ChainVersion(0), |v| v.version);
+        (core.replica.local(), version)
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        self.core.lock().replica.is_settled()
+    }
+
+    pub(super) fn refused(&self) -> u64 {
+        self.core.lock().replica.refused()
+    }
+
+    /// Chunks compared or sent, and in all, of the running resync that this target leads.
+    pub(super) fn resync_progress(&self) -> (u64, u64) {
+        (
+            self.sync_done.load(Ordering::Relaxed),
+            self.sync_total.load(Ordering::Relaxed),
+        )
+    }
+
+    /// Hands an event to the machine and carries out what it wants.
+    pub(super) fn drive(self: &Arc<Self>, event: Event) {
+        let Ok(node) = self.node() else { return };
+        let mut core = self.core.lock();
+        for action in core.replica.handle(event, node.lease.is_valid()) {
+            self.perform(&node, &mut core, action);
+        }
+    }
+
+    /// Hands a request to the machine and waits for its answer.
+    pub(super) async fn request(
+        self: &Arc<Self>,
+        event: impl FnOnce(RequestId) -> Event,
+    ) -> Result<Outcome> {
+        let request = RequestId(self.next_request.fetch_add(1, Ordering::Relaxed));
+        let (done, answer) = oneshot::channel();
+        self.core.lock().waiting.insert(request, done);
+        self.drive(event(request));
+        answer.await.unwrap_or_else(|_| Err(stopping()))
+    }
+
+    pub(super) fn read_plan(&self, key: ChunkKey, version: ChainVersion) -> Result<ReadPlan> {
+        let lease = self.node()?.lease.is_valid();
+        self.core.lock().replica.read_plan(key, version, lease)
+    }
+
+    pub(super) fn check_serving(&self, version: ChainVersion) -> Result<()> {
+        let lease = self.node()?.lease.is_valid();
+        self.core
+            .lock()
+            .replica
+            .check_serving(version, lease)
+            .map(|_| ())
+    }
+
+    pub(super) fn tail_plan(&self, key: ChunkKey, version: ChainVersion) -> Result<ReadPlan> {
+        let lease = self.node()?.lease.is_valid();
+        self.core.lock().replica.tail_plan(key, version, lease)
+    }
+
+    /// Adopted chain version and public state as this target sees them.
+    pub(super) fn view(&self) -> Option<crate::chain::View> {
+        self.core.lock().replica.view().cloned()
+    }
+
+    fn perform(self: &Arc<Self>, node: &Arc<Node>, core: &mut Core, action: Action) {
+        match action {
+            Action::Load { op, key } => self.run(move |host| async move {
+                let result = host.engine.meta(host.id, key).await;
+                Event::Loaded { op, result }
+            }),
+            Action::Prepare { op, key, prepare } => self.run(move |host| async move {
+                let result = host.engine.prepare(host.id, key, prepare).await;
+                Event::Prepared { op, result }
+            }),
+            Action::ReadContent { op, key, version } => self.run(move |host| async move {
+                let result = host.content(key, version).await;
+                Event::Content { op, result }
+            }),
+            Action::Commit {
+                op,
+                key,
+                version,
+                chain,
+            } => self.run(move |host| async move {
+                let result = host
+                    .engine
+                    .commit(host.id, key, version, chain)
+                    .await
+                    .map(|_| ());
+                Event::Committed { op, result }
+            }),
+            Action::Drop { op, key } => self.run(move |host| async move {
+                let result = host.engine.drop_chunk(host.id, key).await;
+                Event::Committed { op, result }
+            }),
+            Action::Abort { op, key, version } => self.run(move |host| async move {
+                let result = host.engine.abort(host.id, key, version).await.map(|_| ());
+                Event::Aborted { op, result }
+            }),
+            Action::Recover { chain_version } => self.run(move |host| async move {
+                let result = host.recover(chain_version).await;
+                Event::Recovered {
+                    chain_version,
+                    result,
+                }
+            }),
+            Action::RetryAfter { op, attempt, delay } => self.run(move |_| async move {
+                tokio::time::sleep(delay).await;
+                Event::RetryDue { op, attempt }
+            }),
+            Action::Send {
+                op,
+                attempt,
+                to,
+                chain_version,
+                forward,
+            } => {
+                let handle = self.spawn(move |host| async move {
+                    let result = host.forward(to, chain_version, forward).await;
+                    host.sent(op, attempt);
+                    Event::Forwarded {
+                        op,
+                        attempt,
+                        result,
+                    }
+                });
+                core.sends.insert(op, (attempt, handle));
+            }
+            Action::CancelSend { op } => {
+                if let Some((_, send)) = core.sends.remove(&op) {
+                    send.abort();
+                }
+            }
+            Action::StartResync {
+                chain_version,
+                to,
+                busy,
+            } => {
+                if let Some(old) = core.resync.take() {
+                    old.abort();
+                }
+                let host = self.clone();
+                let task = tokio::spawn(resync::run(host, chain_version, to, busy));
+                core.resync = Some(task.abort_handle());
+            }
+            Action::Reply { request, result } => {
+                if let Some(waiter) = core.waiting.remove(&request) {
+                    // The connection may have gone; the work is done all the same.
+                    let _ = waiter.send(result);
+                }
+            }
+            Action::ReportState => {
+                node.report.notify_one();
+            }
+            Action::Alarm { message } => {
+                tracing::error!(target = %self.id, "{message}");
+            }
+        }
+    }
+
+    /// Does something that takes time and hands the resulting event back.
+    fn run<F>(self: &Arc<Self>, work: impl FnOnce(Arc<Self>) -> F)
+    where
+        F: Future<Output = Event> + Send + 'static,
+    {
+        // Not awaited: the work reports through its event.
+        let _ = self.spawn(work);
+    }
+
+    fn spawn<F>(self: &Arc<Self>, work: impl FnOnce(Arc<Self>) -> F) -> AbortHandle
+    where
+        F: Future<Output = Event> + Send + 'static,
+    {
+        let host = self.clone();
+        let work = work(self.clone());
+        tokio::spawn(async move { host.drive(work.await) }).abort_handle()
+    }
+
+    fn sent(&self, op: OpId, attempt: u32) {
+        let mut core = self.core.lock();
+        if core
+            .sends
+            .get(&op)
+            .is_some_and(|&(last, _)| last == attempt)
+        {
+            core.sends.remove(&op);
+        }
+    }
+
+    async fn content(&self, key: ChunkKey, version: ReadVersion) -> Result<Content> {
+        let read = self
+            .engine
+            .read(self.id, key, version, 0, MAX_CHUNK_SIZE)
+            .await?;
+        Ok(Content {
+            data: read.data,
+            checksums: read.checksums,
+        })
+    }
+
+    /// This target begins (or begins again) a chain: what is pending here becomes committed, because an
+    /// acknowledged write may be known to this target alone.
+    async fn recover(&self, chain: ChainVersion) -> Result<()> {
+        let mut after = None;
+        loop {
+            let page = self.engine.list(self.id, after, LIST_PAGE).await?;
+            let Some(&(last, _)) = page.last() else {
+                return Ok(());
+            };
+            for (key, meta) in page {
+                if let Some(pending) = meta.pending {
+                    self.engine
+                        .commit(self.id, key, pending.version, chain)
+                        .await?;
+                }
+            }
+            after = Some(last);
+        }
+    }
+
+    async fn forward(
+        &self,
+        to: TargetId,
+        chain_version: ChainVersion,
+        forward: Forward,
+    ) -> Result<Outcome> {
+        let node = self.node()?;
+        let map = node.map();
+        let gone = || {
+            Error::new(
+                ErrorCode::StaleChainVersion,
+                format!("target {to} has gone"),
+            )
+        };
+        let target = map.targets.get(&to).ok_or_else(gone)?;
+        let addr = &map.node_of(target).ok_or_else(gone)?.data_addr;
+        let chain = map.chain(target.chain)?;
+        let position = map
+            .writable(chain)
+            .position(|t| t.id == self.id)
+            .unwrap_or(0);
+        let (write, payload) = data::write_message(&forward.update, chain.id, chain_version);
+        let body = pb::ForwardRequest {
+            write: Some(write),
+            version: forward.version.0,
+            replace: forward.replace,
+            resync: forward.resync,
+            from_target: self.id.0,
+            committed_chain: forward.committed_chain.0,
+        };
+        let deadline = Instant::now() + FORWARD_TIMEOUT;
+        let call = Call {
+            payload: payload.into_iter().collect(),
+            hop: position as u8 + 1,
+            ..Call::new(Opcode::Forward, &body, deadline)
+        };
+        let removes = matches!(forward.update.kind, UpdateKind::Remove);
+        let reply = node.peers.peer(addr).call(call).await;
+        let reply: pb::ForwardReply = reply?.decode()?;
+        let version = if removes {
+            forward.version
+        } else {
+            ChunkVersion(reply.version)
+        };
+        Ok(Outcome {
+            version,
+            len: reply.len,
+            checksum: reply.checksum,
+            chain: ChainVersion(reply.committed_chain),
+        })
+    }
+}
+
+fn stopping() -> Error {
+    Error::new(
+        ErrorCode::Unavailable,
+        "this storage server is stopping; ask another replica",
+    )
+}

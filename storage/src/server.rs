@@ -1,0 +1,286 @@
+//! The storage server process: opens disks, joins the cluster, serves until told to stop.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use emberfs_proto::cluster::Disk;
+use emberfs_proto::ids::{ClusterId, DiskId, IncarnationId, NodeId};
+use emberfs_proto::pb::storage_admin_server::StorageAdminServer;
+use emberfs_proto::wire::server::{Host, Limits, serve};
+use emberfs_proto::{Error, ErrorCode, Result};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Durability, StorageConfig};
+use crate::engine::identity::{DiskIdentity, DiskLock};
+use crate::engine::{self, Engine, EngineConfig};
+use crate::node::{Admin, Data, Node, OpenDisk, Registration};
+
+/// Longest wait at a clean stop for requests in progress.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// Runs a storage server until `stop`. `ready` hears the data plane's address once the node is
+/// registered and serves.
+pub async fn run(
+    config: StorageConfig,
+    stop: CancellationToken,
+    ready: impl FnOnce(SocketAddr) + Send,
+) -> Result<()> {
+    validate(&config)?;
+    let node = NodeId(config.node);
+    let data = bind(&config.listen, "listen").await?;
+    let admin = bind(&config.admin_listen, "admin_listen").await?;
+    let data_addr = data.local_addr().map_err(|e| io("listen", &e))?;
+    let admin_addr = admin.local_addr().map_err(|e| io("admin_listen", &e))?;
+    let incarnation = IncarnationId(rand::random());
+
+    let found = blocking({
+        let config = config.clone();
+        move || {
+            config
+                .disks
+                .iter()
+                .map(|path| Found::look(path, node))
+                .collect::<Result<Vec<_>>>()
+        }
+    })
+    .await?;
+    let cluster = one_cluster(&found)?;
+    let registration = Registration {
+        meta: config.meta.clone(),
+        cluster,
+        node,
+        incarnation,
+        data_addr: advertised(&config, data_addr),
+        admin_addr: advertised(&config, admin_addr),
+        disks: found.iter().map(Found::describe).collect(),
+    };
+    // Disks in use are opened first: that may take long, and a registered node must beat.
+    let mut opened = Vec::new();
+    for disk in &found {
+        opened.push(if disk.formatted {
+            Some(open(&config, &disk.lock).await?)
+        } else {
+            None
+        });
+    }
+    let membership = registration.register(&stop).await?;
+    let mut disks = Vec::new();
+    for (disk, engine) in found.into_iter().zip(opened) {
+        let engine = match engine {
+            Some(engine) => engine,
+            None => {
+                let identity = DiskIdentity::new(membership.cluster, node, disk.id);
+                let path = disk.lock.path().to_owned();
+                blocking(move || DiskIdentity::format(&path, identity)).await?;
+                open(&config, &disk.lock).await?
+            }
+        };
+        disks.push((
+            OpenDisk {
+                id: disk.id,
+                path: disk.lock.path().to_owned(),
+                engine,
+            },
+            disk.lock,
+        ));
+    }
+    let (disks, locks): (Vec<_>, Vec<_>) = disks.into_iter().unzip();
+
+    let limits = Limits {
+        payload_bytes_per_hop: config.payload_bytes,
+        ..Limits::default()
+    };
+    let shared = Node::new(config, membership.cluster, incarnation, disks);
+    let (closing, closed) = watch::channel(false);
+    let host = Host {
+        cluster: membership.cluster,
+        node,
+    };
+    let service = Arc::new(Data::new(shared.clone()));
+    let data = tokio::spawn(serve(
+        data,
+        host,
+        limits,
+        service,
+        closed.clone(),
+        STOP_GRACE,
+    ));
+    let admin = tokio::spawn(serve_admin(admin, shared.clone(), closed));
+    let leaving = CancellationToken::new();
+    let member = {
+        let (registration, node, leaving) = (registration.clone(), shared.clone(), leaving.clone());
+        tokio::spawn(async move { registration.keep(node, membership, leaving).await })
+    };
+    tracing::info!(%node, %data_addr, cluster = %membership.cluster, "storage server ready");
+    ready(data_addr);
+
+    stop.cancelled().await;
+    tracing::info!(%node, "stopping: leaving the chains");
+    if let Err(error) = registration.leave().await {
+        tracing::warn!(%error, "left without the cluster manager's consent; fail-over waits for the closed port");
+    }
+    // The listener closes last (within `serve`), when nothing is served any more.
+    let _ = closing.send(true);
+    for task in [data, admin] {
+        if let Err(error) = task.await {
+            tracing::error!(%error, "server task failed");
+        }
+    }
+    leaving.cancel();
+    let _ = member.await;
+    shared.shutdown().await;
+    drop(locks);
+    tracing::info!(%node, "stopped");
+    Ok(())
+}
+
+/// A disk directory before it is opened.
+struct Found {
+    lock: DiskLock,
+    id: DiskId,
+    cluster: Option<ClusterId>,
+    formatted: bool,
+    capacity: u64,
+}
+
+impl Found {
+    fn look(path: &Path, node: NodeId) -> Result<Self> {
+        std::fs::create_dir_all(path).map_err(|e| {
+            let what = format!(
+                "disk directory {}: {e}; mount the disk or correct `disks`",
+                path.display()
+            );
+            Error::new(ErrorCode::DiskError, what)
+        })?;
+        let lock = DiskLock::acquire(path)?;
+        let identity = DiskIdentity::load(path)?;
+        if let Some(identity) = identity
+            && identity.node != node
+        {
+            let what = format!(
+                "disk {} belongs to node {}, this is node {node}; correct `disks` or `node`",
+                path.display(),
+                identity.node
+            );
+            return Err(Error::new(ErrorCode::ForeignDisk, what));
+        }
+        let stat = rustix::fs::statvfs(path).map_err(|e| {
+            Error::new(
+                ErrorCode::DiskError,
+                format!("disk directory {}: {e}", path.display()),
+            )
+        })?;
+        Ok(Self {
+            id: identity.map_or_else(|| DiskId(rand::random()), |identity| identity.disk),
+            cluster: identity.map(|identity| identity.cluster),
+            formatted: identity.is_some(),
+            capacity: stat.f_blocks * stat.f_frsize,
+            lock,
+        })
+    }
+
+    fn describe(&self) -> Disk {
+        let path = self.lock.path().display().to_string();
+        Disk {
+            id: self.id,
+            path,
+            capacity: self.capacity,
+        }
+    }
+}
+
+fn validate(config: &StorageConfig) -> Result<()> {
+    let invalid = |what: &str| Err(Error::new(ErrorCode::InvalidArgument, what));
+    if config.node == 0 {
+        return invalid("`node` is 0; number storage nodes from 1 up");
+    }
+    if config.disks.is_empty() {
+        return invalid("`disks` is empty; name at least one disk directory");
+    }
+    Ok(())
+}
+
+fn one_cluster(found: &[Found]) -> Result<Option<ClusterId>> {
+    let mut cluster = None;
+    for disk in found {
+        match (cluster, disk.cluster) {
+            (Some(a), Some(b)) if a != b => {
+                let what = format!(
+                    "disk {} belongs to cluster {b}, another disk of this node to {a}; remove one from `disks`",
+                    disk.lock.path().display()
+                );
+                return Err(Error::new(ErrorCode::ForeignDisk, what));
+            }
+            (None, b) => cluster = b,
+            _ => {}
+        }
+    }
+    Ok(cluster)
+}
+
+async fn open(config: &StorageConfig, lock: &DiskLock) -> Result<Engine> {
+    let engine_config = EngineConfig {
+        durability: match config.durability {
+            Durability::Power => engine::Durability::Power,
+            Durability::Process => engine::Durability::Process,
+        },
+        reserve_bytes: config.reserve_bytes,
+        cache_entries: config.cache_entries,
+        queue_depth: config.queue_depth,
+        capacity_bytes: (config.capacity_bytes > 0).then_some(config.capacity_bytes),
+        index_cache_bytes: config.index_cache_bytes,
+        ..EngineConfig::new(lock.path())
+    };
+    blocking(move || Engine::open(engine_config)).await
+}
+
+async fn serve_admin(listener: TcpListener, node: Arc<Node>, mut closed: watch::Receiver<bool>) {
+    let incoming = TcpListenerStream::new(listener);
+    let stop = async move {
+        // An error means that the sender is gone: stop as well.
+        let _ = closed.wait_for(|closed| *closed).await;
+    };
+    let served = tonic::transport::Server::builder()
+        .add_service(StorageAdminServer::new(Admin::new(node)))
+        .serve_with_incoming_shutdown(incoming, stop)
+        .await;
+    if let Err(error) = served {
+        tracing::error!(%error, "management service failed");
+    }
+}
+
+async fn bind(addr: &str, key: &str) -> Result<TcpListener> {
+    TcpListener::bind(addr).await.map_err(|e| {
+        let what = format!("cannot listen on {addr}: {e}; free the port or change `{key}`");
+        Error::new(ErrorCode::Unavailable, what)
+    })
+}
+
+/// Where others reach a listener of this node.
+fn advertised(config: &StorageConfig, addr: SocketAddr) -> String {
+    if config.advertise.is_empty() {
+        addr.to_string()
+    } else {
+        format!("{}:{}", config.advertise, addr.port())
+    }
+}
+
+fn io(what: &str, error: &std::io::Error) -> Error {
+    Error::new(ErrorCode::Unavailable, format!("{what}: {error}"))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| {
+        Err(Error::new(
+            ErrorCode::Internal,
+            format!("start-up task failed: {e}"),
+        ))
+    })
+}
