@@ -99,7 +99,7 @@ impl Registration {
                     return Err(error.context(format!("metadata server {}", self.meta)));
                 }
                 Err(error) => {
-                    tracing::warn!(meta = %self.meta, %error, "cannot register yet; trying again")
+                    tracing::warn!(meta = %self.meta, %error, "cannot register yet; trying again");
                 }
             }
             tokio::select! {

@@ -101,7 +101,7 @@ impl Pass<'_> {
             }
         }
         let body = pb::SyncDoneRequest {
-            chain: Some(self.chain()?),
+            chain: Some(self.chain()),
             target: self.to.0,
         };
         self.call(Opcode::SyncDone, &body).await?;
@@ -127,7 +127,7 @@ impl Pass<'_> {
 
     async fn list(&self, after: Option<ChunkKey>) -> Result<pb::SyncListReply> {
         let body = pb::SyncListRequest {
-            chain: Some(self.chain()?),
+            chain: Some(self.chain()),
             target: self.to.0,
             after: after
                 .map(|key| key.encode().to_vec().into())
@@ -137,9 +137,9 @@ impl Pass<'_> {
         self.call(Opcode::SyncList, &body).await?.decode()
     }
 
-    fn chain(&self) -> Result<pb::ChainRef> {
+    fn chain(&self) -> pb::ChainRef {
         let chain = self.host.view().map_or(ChainId(0), |view| view.chain);
-        Ok(pb::ChainRef::of(chain, self.version))
+        pb::ChainRef::of(chain, self.version)
     }
 
     async fn call(
