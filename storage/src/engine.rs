@@ -88,7 +88,9 @@ impl Engine {
     /// `NodeConflict`: another engine, here or in another process, has the index open. (A server
     /// holds a [`identity::DiskLock`] as well, from before it looks at the disk's identity.)
     pub fn open(config: EngineConfig) -> Result<Self> {
-        Ok(Self { core: Arc::new(open::open(&config)?) })
+        Ok(Self {
+            core: Arc::new(open::open(&config)?),
+        })
     }
 
     /// Refuses new requests, waits for those in work, flushes and closes the index, ends the

@@ -83,7 +83,10 @@ impl Allocator {
         let before = self.in_use.fetch_add(bytes, Ordering::Relaxed);
         if before + bytes > self.limit {
             self.in_use.fetch_sub(bytes, Ordering::Relaxed);
-            let what = format!("{before} of {} bytes are in use: add disks or delete", self.limit);
+            let what = format!(
+                "{before} of {} bytes are in use: add disks or delete",
+                self.limit
+            );
             return Err(Error::new(ErrorCode::NoSpace, what));
         }
         let Some(number) = state.backed.pop_first() else {
@@ -92,7 +95,10 @@ impl Allocator {
         };
         self.idle.fetch_sub(bytes, Ordering::Relaxed);
         state.pins.insert(number, 1);
-        Ok(Some(Block { allocator: Arc::clone(self), loc: Loc { class, number } }))
+        Ok(Some(Block {
+            allocator: Arc::clone(self),
+            loc: Loc { class, number },
+        }))
     }
 
     /// Pins a block that a record owns (or that is pinned already).
@@ -100,12 +106,17 @@ impl Allocator {
         let mut state = self.classes[loc.class.index()].lock();
         debug_assert!(state.owned.contains(loc.number) || state.pins.contains_key(&loc.number));
         *state.pins.entry(loc.number).or_insert(0) += 1;
-        Block { allocator: Arc::clone(self), loc }
+        Block {
+            allocator: Arc::clone(self),
+            loc,
+        }
     }
 
     fn unpin(&self, loc: Loc) {
         let mut state = self.classes[loc.class.index()].lock();
-        let Some(count) = state.pins.get_mut(&loc.number) else { return };
+        let Some(count) = state.pins.get_mut(&loc.number) else {
+            return;
+        };
         *count -= 1;
         if *count == 0 {
             state.pins.remove(&loc.number);
@@ -115,17 +126,22 @@ impl Allocator {
 
     /// A record owns the block from now on; `false` if one did already.
     pub(super) fn own(&self, loc: Loc) -> bool {
-        self.classes[loc.class.index()].lock().owned.insert(loc.number)
+        self.classes[loc.class.index()]
+            .lock()
+            .owned
+            .insert(loc.number)
     }
 
     /// The record of the block is gone, but may come back with a crash: not reusable yet.
     pub(super) fn retire(&self, loc: Loc) {
-        self.retiring.fetch_add(u64::from(loc.class.capacity()), Ordering::Relaxed);
+        self.retiring
+            .fetch_add(u64::from(loc.class.capacity()), Ordering::Relaxed);
     }
 
     /// The record of a retired block is gone for good.
     pub(super) fn disown(&self, loc: Loc) {
-        self.retiring.fetch_sub(u64::from(loc.class.capacity()), Ordering::Relaxed);
+        self.retiring
+            .fetch_sub(u64::from(loc.class.capacity()), Ordering::Relaxed);
         let mut state = self.classes[loc.class.index()].lock();
         if state.owned.remove(loc.number) {
             self.free_if_unused(&mut state, loc);
@@ -143,13 +159,19 @@ impl Allocator {
 
     /// At open, once per block that the index names: `false` if two records own it.
     pub(super) fn restore(&self, loc: Loc) -> bool {
-        self.in_use.fetch_add(u64::from(loc.class.capacity()), Ordering::Relaxed);
+        self.in_use
+            .fetch_add(u64::from(loc.class.capacity()), Ordering::Relaxed);
         self.own(loc)
     }
 
     /// At open, after the last [`Self::restore`]: blocks that the file must have.
     pub(super) fn blocks_needed(&self, class: Class) -> u32 {
-        self.classes[class.index()].lock().owned.iter().last().map_or(0, |n| n + 1)
+        self.classes[class.index()]
+            .lock()
+            .owned
+            .iter()
+            .last()
+            .map_or(0, |n| n + 1)
     }
 
     /// At open: the file has `total` blocks; what nobody owns is free, of unknown backing.
@@ -185,7 +207,10 @@ impl Allocator {
 
     /// The highest holes, to be backed again or punched; they stay holes meanwhile.
     pub(super) fn holes(&self, class: Class, below: u32, most: u32) -> Option<Range<u32>> {
-        self.classes[class.index()].lock().holes.last_run(below, most)
+        self.classes[class.index()]
+            .lock()
+            .holes
+            .last_run(below, most)
     }
 
     /// These holes are backed now.
@@ -208,7 +233,8 @@ impl Allocator {
         for number in run.clone() {
             state.backed.remove(number);
         }
-        self.idle.fetch_sub(capacity * u64::from(run.end - run.start), Ordering::Relaxed);
+        self.idle
+            .fetch_sub(capacity * u64::from(run.end - run.start), Ordering::Relaxed);
         Some(run)
     }
 

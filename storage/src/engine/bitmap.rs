@@ -17,7 +17,9 @@ impl Bitmap {
 
     /// Whether `n` is a member.
     pub(super) fn contains(&self, n: u32) -> bool {
-        self.words.get(n as usize / 64).is_some_and(|word| word >> (n % 64) & 1 == 1)
+        self.words
+            .get(n as usize / 64)
+            .is_some_and(|word| word >> (n % 64) & 1 == 1)
     }
 
     /// Adds `n`; whether it was new.
@@ -83,7 +85,9 @@ impl Bitmap {
     /// Every member in order.
     pub(super) fn iter(&self) -> impl Iterator<Item = u32> {
         self.words.iter().enumerate().flat_map(|(i, &word)| {
-            (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| i as u32 * 64 + bit)
+            (0..64)
+                .filter(move |bit| word >> bit & 1 == 1)
+                .map(move |bit| i as u32 * 64 + bit)
         })
     }
 }

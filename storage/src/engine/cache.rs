@@ -62,7 +62,9 @@ impl Cache {
         }
         let mut skips = 0;
         while shard.len() >= self.per_shard && skips < MAX_SKIPS {
-            let Some((&oldest, entry)) = shard.peek_lru() else { break };
+            let Some((&oldest, entry)) = shard.peek_lru() else {
+                break;
+            };
             // The map's own reference: nobody can take another one while the shard is locked.
             if Arc::strong_count(entry) == 1 {
                 shard.pop(&oldest);
@@ -72,7 +74,10 @@ impl Cache {
             }
         }
         let gate = Arc::new(AsyncMutex::new(()));
-        let entry = Arc::new(Entry { gate, slot: Mutex::new(Slot::Unknown) });
+        let entry = Arc::new(Entry {
+            gate,
+            slot: Mutex::new(Slot::Unknown),
+        });
         shard.put(key, Arc::clone(&entry));
         entry
     }
@@ -103,7 +108,10 @@ mod tests {
             cache.entry(TargetId(1), ChunkKey::new(inode, 1));
         }
         assert!(cache.len() <= 64);
-        assert!(Arc::ptr_eq(&held, &cache.entry(TargetId(1), ChunkKey::new(1, 0))));
+        assert!(Arc::ptr_eq(
+            &held,
+            &cache.entry(TargetId(1), ChunkKey::new(1, 0))
+        ));
         cache.forget(TargetId(1));
         assert_eq!(cache.len(), 0);
     }

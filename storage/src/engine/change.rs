@@ -21,7 +21,12 @@ fn validate(prepare: &Prepare) -> Result<()> {
         return bad("chunk version 0 means no chunk");
     }
     let (offset, data, sums) = match &prepare.kind {
-        PrepareKind::Write { offset, data, checksums, .. } => (*offset, data, checksums),
+        PrepareKind::Write {
+            offset,
+            data,
+            checksums,
+            ..
+        } => (*offset, data, checksums),
         PrepareKind::Replace { data, checksums } => (0, data, checksums),
         PrepareKind::Truncate { len } if *len > prepare.chunk_size => {
             return bad("length beyond the chunk size");
@@ -97,20 +102,44 @@ impl Core {
         if !in_turn(old.as_deref(), &prepare).map_err(named)? {
             return meta(old).ok_or_else(|| self.gone(target, chunk));
         }
-        let Prepare { version, chain_version, tag, page_size, chunk_size, .. } = prepare;
-        let stamp = Stamp { version, chain: chain_version, tag };
+        let Prepare {
+            version,
+            chain_version,
+            tag,
+            page_size,
+            chunk_size,
+            ..
+        } = prepare;
+        let stamp = Stamp {
+            version,
+            chain: chain_version,
+            tag,
+        };
         let base = old.as_deref().and_then(|r| r.committed.as_ref());
         let (pending, fresh) = match self.edit(base, prepare) {
             None => (Pending::Remove(stamp), None),
             Some((base, edit, data, sums)) => {
                 let (page, chunk) = (page_size, chunk_size);
-                let change = Change { base, edit, data, sums: &sums, stamp, page, chunk };
+                let change = Change {
+                    base,
+                    edit,
+                    data,
+                    sums: &sums,
+                    stamp,
+                    page,
+                    chunk,
+                };
                 let (content, fresh) = self.store(&hold.touch, change).await?;
                 (Pending::Write(content), fresh)
             }
         };
         let committed = base.cloned();
-        let new = Record { page_size, chunk_size, committed, pending: Some(pending) };
+        let new = Record {
+            page_size,
+            chunk_size,
+            committed,
+            pending: Some(pending),
+        };
         let record = self.set_record(hold, Some(new), true, fresh).await?;
         meta(record).ok_or_else(|| self.gone(target, chunk))
     }
@@ -124,21 +153,35 @@ impl Core {
     ) -> Option<(Option<&'a Content>, Edit, bytes::Bytes, Vec<u32>)> {
         let old = base.map_or(0, |b| b.len);
         Some(match prepare.kind {
-            PrepareKind::Write { offset, data, checksums, size_hint } => {
-                (base, Edit::write(old, offset, data.len() as u32, size_hint), data, checksums)
-            }
+            PrepareKind::Write {
+                offset,
+                data,
+                checksums,
+                size_hint,
+            } => (
+                base,
+                Edit::write(old, offset, data.len() as u32, size_hint),
+                data,
+                checksums,
+            ),
             PrepareKind::Truncate { len } => {
                 (base, Edit::truncate(len), bytes::Bytes::new(), Vec::new())
             }
-            PrepareKind::Replace { data, checksums } => {
-                (None, Edit::write(0, 0, data.len() as u32, 0), data, checksums)
-            }
+            PrepareKind::Replace { data, checksums } => (
+                None,
+                Edit::write(0, 0, data.len() as u32, 0),
+                data,
+                checksums,
+            ),
             PrepareKind::Remove => return None,
         })
     }
 
     fn gone(&self, target: TargetId, chunk: ChunkKey) -> Error {
-        let what = format!("disk {} target {target}: no chunk {chunk}", self.health.disk());
+        let what = format!(
+            "disk {} target {target}: no chunk {chunk}",
+            self.health.disk()
+        );
         Error::new(ErrorCode::ChunkNotFound, what)
     }
 
@@ -151,13 +194,25 @@ impl Core {
         chain: ChainVersion,
     ) -> Result<Option<ChunkMeta>> {
         let hold = self.hold(target, chunk).await?;
-        let Some(old) = hold.record.clone() else { return Err(self.gone(target, chunk)) };
+        let Some(old) = hold.record.clone() else {
+            return Err(self.gone(target, chunk));
+        };
         let committed = old.committed_version();
         let new = match &old.pending {
             Some(Pending::Write(content)) if content.stamp.version == version => {
-                let stamp = Stamp { chain, ..content.stamp };
-                let content = Content { stamp, ..content.clone() };
-                Some(Record { committed: Some(content), pending: None, ..*old })
+                let stamp = Stamp {
+                    chain,
+                    ..content.stamp
+                };
+                let content = Content {
+                    stamp,
+                    ..content.clone()
+                };
+                Some(Record {
+                    committed: Some(content),
+                    pending: None,
+                    ..*old
+                })
             }
             Some(Pending::Remove(stamp)) if stamp.version == version => None,
             _ if version <= committed => return Ok(meta(Some(old))),
@@ -179,11 +234,21 @@ impl Core {
         version: ChunkVersion,
     ) -> Result<Option<ChunkMeta>> {
         let hold = self.hold(target, chunk).await?;
-        let Some(old) = hold.record.clone() else { return Ok(None) };
-        if old.pending.as_ref().is_none_or(|p| p.stamp().version != version) {
+        let Some(old) = hold.record.clone() else {
+            return Ok(None);
+        };
+        if old
+            .pending
+            .as_ref()
+            .is_none_or(|p| p.stamp().version != version)
+        {
             return Ok(meta(Some(old)));
         }
-        let new = old.committed.clone().map(|c| Record { committed: Some(c), pending: None, ..*old });
+        let new = old.committed.clone().map(|c| Record {
+            committed: Some(c),
+            pending: None,
+            ..*old
+        });
         Ok(meta(self.set_record(hold, new, true, None).await?))
     }
 

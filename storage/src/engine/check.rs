@@ -75,7 +75,9 @@ impl Core {
                             report.violation(format!("{target} {chunk}: {loc} is beyond its file"));
                         }
                         if let Some((t, c)) = owners.insert(loc, (target, chunk)) {
-                            report.violation(format!("{loc} belongs to {t} {c} and {target} {chunk}"));
+                            report.violation(format!(
+                                "{loc} belongs to {t} {c} and {target} {chunk}"
+                            ));
                         }
                     }
                     Ok(true)

@@ -54,7 +54,11 @@ impl Class {
         let (mut low, mut high) = (0, CLASSES as u8 - 1);
         while low < high {
             let middle = u8::midpoint(low, high);
-            if Self(middle).capacity() >= len { high = middle } else { low = middle + 1 }
+            if Self(middle).capacity() >= len {
+                high = middle
+            } else {
+                low = middle + 1
+            }
         }
         Some(Self(low))
     }
@@ -76,7 +80,12 @@ impl Loc {
 
 impl std::fmt::Display for Loc {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "block {} of {} KiB", self.number, self.class.capacity() >> 10)
+        write!(
+            f,
+            "block {} of {} KiB",
+            self.number,
+            self.class.capacity() >> 10
+        )
     }
 }
 
@@ -98,7 +107,10 @@ mod tests {
     #[test]
     fn the_table_is_sorted_aligned_and_ends_at_the_largest_chunk() {
         let kib: Vec<u32> = Class::all().map(|c| c.capacity() >> 10).collect();
-        assert_eq!(kib[..14], [4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96]);
+        assert_eq!(
+            kib[..14],
+            [4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96]
+        );
         assert_eq!(kib.last(), Some(&(LARGEST >> 10)));
         assert!(kib.is_sorted_by(|a, b| a < b));
         assert!(Class::all().all(|c| c.capacity().is_multiple_of(SECTOR)));

@@ -87,7 +87,11 @@ impl Core {
     /// Keeps a target from being dropped.
     pub(super) async fn enter(&self, target: TargetId) -> Result<OwnedRwLockReadGuard<Alive>> {
         let alive = self.lock_of(target)?.read_owned().await;
-        if alive.0 { Ok(alive) } else { Err(self.no_target(target)) }
+        if alive.0 {
+            Ok(alive)
+        } else {
+            Err(self.no_target(target))
+        }
     }
 
     /// Waits until nobody uses a target, and keeps everybody out.
@@ -96,14 +100,23 @@ impl Core {
         target: TargetId,
     ) -> Result<OwnedRwLockWriteGuard<Alive>> {
         let alive = self.lock_of(target)?.write_owned().await;
-        if alive.0 { Ok(alive) } else { Err(self.no_target(target)) }
+        if alive.0 {
+            Ok(alive)
+        } else {
+            Err(self.no_target(target))
+        }
     }
 
     /// A chunk, to be read.
     pub(super) async fn touch(&self, target: TargetId, chunk: ChunkKey) -> Result<Touch> {
         let alive = self.enter(target).await?;
         let entry = self.cache.entry(target, chunk);
-        Ok(Touch { target, chunk, entry, _alive: alive })
+        Ok(Touch {
+            target,
+            chunk,
+            entry,
+            _alive: alive,
+        })
     }
 
     /// A chunk, to be changed.
@@ -111,7 +124,11 @@ impl Core {
         let touch = self.touch(target, chunk).await?;
         let gate = Arc::clone(&touch.entry.gate).lock_owned().await;
         let record = self.load(&touch, &gate).await?;
-        Ok(Hold { touch, record, _gate: gate })
+        Ok(Hold {
+            touch,
+            record,
+            _gate: gate,
+        })
     }
 
     /// Makes the entry's slot known, if it is not; `None` when there is no such chunk.
@@ -128,7 +145,10 @@ impl Core {
             return Ok(record.clone());
         }
         let key = index::key(touch.target, touch.chunk);
-        let record = self.query(move |index| index.get(&key)).await?.map(Arc::new);
+        let record = self
+            .query(move |index| index.get(&key))
+            .await?
+            .map(Arc::new);
         *touch.entry.slot.lock() = Slot::Known(record.clone());
         Ok(record)
     }
@@ -157,7 +177,14 @@ impl Core {
         let done = Box::new(move |result| {
             let _ = reply.send(result);
         });
-        self.writer.send(WriteJob::Write(Write { ops, durable: true, frees, done })).await?;
+        self.writer
+            .send(WriteJob::Write(Write {
+                ops,
+                durable: true,
+                frees,
+                done,
+            }))
+            .await?;
         self.writer.answer(answer).await
     }
 
@@ -179,10 +206,20 @@ impl Core {
     ) -> Result<Option<Arc<Record>>> {
         let blocks = |r: Option<&Record>| r.map_or(Vec::new(), |r| r.blocks().collect());
         let (before, after) = (blocks(hold.record.as_deref()), blocks(new.as_ref()));
-        let gains: Vec<_> = after.iter().filter(|b| !before.contains(b)).copied().collect();
-        let frees = before.iter().filter(|b| !after.contains(b)).copied().collect();
+        let gains: Vec<_> = after
+            .iter()
+            .filter(|b| !before.contains(b))
+            .copied()
+            .collect();
+        let frees = before
+            .iter()
+            .filter(|b| !after.contains(b))
+            .copied()
+            .collect();
         let key = index::key(hold.touch.target, hold.touch.chunk);
-        let op = new.clone().map_or(Op::Delete(key), |record| Op::Put(key, record));
+        let op = new
+            .clone()
+            .map_or(Op::Delete(key), |record| Op::Put(key, record));
         let (reply, answer) = oneshot::channel();
         let allocator = Arc::clone(&self.map.allocator);
         let done = Box::new(move |result: Result<()>| {
@@ -198,7 +235,14 @@ impl Core {
             drop((fresh, hold));
             let _ = reply.send(result);
         });
-        self.writer.send(WriteJob::Write(Write { ops: vec![op], durable, frees, done })).await?;
+        self.writer
+            .send(WriteJob::Write(Write {
+                ops: vec![op],
+                durable,
+                frees,
+                done,
+            }))
+            .await?;
         self.writer.answer(answer).await
     }
 }

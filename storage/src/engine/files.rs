@@ -26,7 +26,11 @@ impl BlockFiles {
     pub(super) fn new(dir: PathBuf) -> io::Result<Self> {
         std::fs::create_dir_all(&dir)?;
         let files = std::array::from_fn(|_| OnceLock::new());
-        Ok(Self { dir, direct: AtomicBool::new(true), files })
+        Ok(Self {
+            dir,
+            direct: AtomicBool::new(true),
+            files,
+        })
     }
 
     fn path(&self, class: Class) -> PathBuf {
@@ -62,7 +66,10 @@ impl BlockFiles {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true);
         if self.direct.load(Ordering::Relaxed) {
-            let direct = options.clone().custom_flags(OFlags::DIRECT.bits() as i32).open(path);
+            let direct = options
+                .clone()
+                .custom_flags(OFlags::DIRECT.bits() as i32)
+                .open(path);
             match direct {
                 Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {
                     self.direct.store(false, Ordering::Relaxed);
@@ -111,5 +118,8 @@ impl BlockFiles {
 
 fn extent(class: Class, blocks: &Range<u32>) -> (u64, u64) {
     let capacity = u64::from(class.capacity());
-    (u64::from(blocks.start) * capacity, u64::from(blocks.end - blocks.start) * capacity)
+    (
+        u64::from(blocks.start) * capacity,
+        u64::from(blocks.end - blocks.start) * capacity,
+    )
 }

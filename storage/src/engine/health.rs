@@ -44,7 +44,10 @@ impl Health {
             DiskState::Failed => ErrorCode::DiskError,
         };
         let reason = state.1.as_deref().unwrap_or("unknown");
-        let what = format!("disk {} takes no writes: {reason}; replace the disk", self.disk());
+        let what = format!(
+            "disk {} takes no writes: {reason}; replace the disk",
+            self.disk()
+        );
         Err(Error::new(code, what))
     }
 
@@ -55,7 +58,9 @@ impl Health {
 
     fn degrade(&self, to: DiskState, reason: &str) {
         let mut state = self.state.lock();
-        if state.0 == DiskState::Healthy || (state.0 == DiskState::ReadOnly && to == DiskState::Failed) {
+        if state.0 == DiskState::Healthy
+            || (state.0 == DiskState::ReadOnly && to == DiskState::Failed)
+        {
             tracing::error!(disk = %self.disk(), state = ?to, reason, "disk taken out of service");
             *state = (to, Some(reason.to_owned()));
         }

@@ -52,7 +52,12 @@ struct Version {
 impl DiskIdentity {
     /// A new disk of a node; `disk` should be random.
     pub fn new(cluster: ClusterId, node: NodeId, disk: DiskId) -> Self {
-        Self { cluster, node, disk, format_version: FORMAT_VERSION }
+        Self {
+            cluster,
+            node,
+            disk,
+            format_version: FORMAT_VERSION,
+        }
     }
 
     /// Reads the identity of the disk at `path`; `None` when the directory is empty or missing.
@@ -77,7 +82,11 @@ impl DiskIdentity {
         };
         let damaged = |why: &dyn std::fmt::Display| {
             let why = why.to_string();
-            foreign(format!("{} is damaged ({}): restore it or format the disk", file.display(), why.trim()))
+            foreign(format!(
+                "{} is damaged ({}): restore it or format the disk",
+                file.display(),
+                why.trim()
+            ))
         };
         let version: Version = toml::from_str(&text).map_err(|e| damaged(&e))?;
         if version.format_version > FORMAT_VERSION {
@@ -92,13 +101,20 @@ impl DiskIdentity {
         let cluster = ClusterId::parse(&disk.cluster).ok_or_else(|| damaged(&"bad cluster id"))?;
         let id = DiskId::parse(&disk.disk).ok_or_else(|| damaged(&"bad disk id"))?;
         let (node, format_version) = (NodeId(disk.node), disk.format_version);
-        Ok(Some(Self { cluster, node, disk: id, format_version }))
+        Ok(Some(Self {
+            cluster,
+            node,
+            disk: id,
+            format_version,
+        }))
     }
 
     /// Reads the identity of the disk at `path` and checks that it is `cluster`'s and `node`'s.
     /// Blocks. [`ErrorCode::ForeignDisk`] with both ids if not.
     pub fn load_own(path: &Path, cluster: ClusterId, node: NodeId) -> Result<Option<Self>> {
-        let Some(found) = Self::load(path)? else { return Ok(None) };
+        let Some(found) = Self::load(path)? else {
+            return Ok(None);
+        };
         let of = |what: &str, theirs: &dyn std::fmt::Display, ours: &dyn std::fmt::Display| {
             foreign(format!(
                 "disk {} belongs to {what} {theirs}, this server is of {what} {ours}: check the configuration",
@@ -124,7 +140,11 @@ impl DiskIdentity {
             if found.disk == identity.disk {
                 return Ok(());
             }
-            let what = format!("disk {} is formatted already, as {}", path.display(), found.disk);
+            let what = format!(
+                "disk {} is formatted already, as {}",
+                path.display(),
+                found.disk
+            );
             return Err(foreign(what));
         }
         let on_disk = OnDisk {
@@ -133,8 +153,12 @@ impl DiskIdentity {
             node: identity.node.0,
             disk: identity.disk.to_string(),
         };
-        let text = toml::to_string(&on_disk)
-            .map_err(|e| Error::new(ErrorCode::Internal, format!("encoding {IDENTITY_FILE}: {e}")))?;
+        let text = toml::to_string(&on_disk).map_err(|e| {
+            Error::new(
+                ErrorCode::Internal,
+                format!("encoding {IDENTITY_FILE}: {e}"),
+            )
+        })?;
         let write = || {
             std::fs::create_dir_all(path)?;
             let new = path.join("disk.toml.new");
@@ -163,12 +187,22 @@ impl DiskLock {
     /// the open. [`ErrorCode::NodeConflict`] when another process, or another engine here, has it.
     pub fn acquire(path: &Path) -> Result<Self> {
         let name = path.join(LOCK_FILE);
-        let open = File::options().create(true).truncate(false).write(true).open(&name);
+        let open = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&name);
         let file = open.map_err(|error| unreadable(&name, &error))?;
         match file.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _file: file }),
+            Ok(()) => Ok(Self {
+                path: path.to_owned(),
+                _file: file,
+            }),
             Err(std::fs::TryLockError::WouldBlock) => {
-                let what = format!("disk {} is in use by another server: stop it first", path.display());
+                let what = format!(
+                    "disk {} is in use by another server: stop it first",
+                    path.display()
+                );
                 Err(Error::new(ErrorCode::NodeConflict, what))
             }
             Err(std::fs::TryLockError::Error(error)) => Err(unreadable(&name, &error)),
@@ -201,7 +235,10 @@ fn foreign(what: String) -> Error {
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Error {
-    Error::new(ErrorCode::DiskError, format!("opening {}: {error}", path.display()))
+    Error::new(
+        ErrorCode::DiskError,
+        format!("opening {}: {error}", path.display()),
+    )
 }
 
 #[cfg(test)]

@@ -136,8 +136,15 @@ impl Index {
         let db = opened.map_err(|error| {
             // RocksDB keeps a lock file of its own.
             let in_use = error.as_ref().contains("lock");
-            let code = if in_use { ErrorCode::NodeConflict } else { ErrorCode::DiskError };
-            Error { code, ..failed(error) }
+            let code = if in_use {
+                ErrorCode::NodeConflict
+            } else {
+                ErrorCode::DiskError
+            };
+            Error {
+                code,
+                ..failed(error)
+            }
         })?;
         match db.get(FORMAT_KEY).map_err(failed)? {
             Some(format) if format == FORMAT => {}
@@ -156,24 +163,31 @@ impl Index {
     }
 
     fn family(&self, name: &str) -> &ColumnFamily {
-        self.db.cf_handle(name).expect("open() creates both column families")
+        self.db
+            .cf_handle(name)
+            .expect("open() creates both column families")
     }
 
     fn unreadable(&self, error: &rocksdb::Error) -> Error {
-        self.health.read_failed("the index", &std::io::Error::other(error.to_string()))
+        self.health
+            .read_failed("the index", &std::io::Error::other(error.to_string()))
     }
 
     fn decode(&self, key: &[u8], value: &[u8]) -> Result<(TargetId, ChunkKey, Record)> {
-        let target = key.first_chunk().map(|&id| TargetId(u64::from_be_bytes(id)));
+        let target = key
+            .first_chunk()
+            .map(|&id| TargetId(u64::from_be_bytes(id)));
         let chunk = key.get(8..).and_then(ChunkKey::decode);
         let (Some(target), Some(chunk)) = (target, chunk) else {
-            return Err(self.health.mismatch(format_args!("index key of {} bytes", key.len())));
+            return Err(self
+                .health
+                .mismatch(format_args!("index key of {} bytes", key.len())));
         };
         match Record::decode(value) {
             Ok(record) => Ok((target, chunk, record)),
-            Err(why) => {
-                Err(self.health.mismatch(format_args!("index record of {target} {chunk} ({why})")))
-            }
+            Err(why) => Err(self
+                .health
+                .mismatch(format_args!("index record of {target} {chunk} ({why})"))),
         }
     }
 
@@ -181,7 +195,9 @@ impl Index {
     pub(super) fn get(&self, key: &Key) -> Result<Option<Record>> {
         let value = self.db.get_pinned_cf(self.family(CHUNKS), key);
         let value = value.map_err(|e| self.unreadable(&e))?;
-        value.map(|value| Ok(self.decode(key, &value)?.2)).transpose()
+        value
+            .map(|value| Ok(self.decode(key, &value)?.2))
+            .transpose()
     }
 
     /// Visits the records of `[from, to)` in order, until `visit` answers `false`.
@@ -247,7 +263,9 @@ impl Index {
 
     /// Every target.
     pub(super) fn targets(&self) -> Result<Vec<(TargetId, TargetState)>> {
-        let items = self.db.iterator_cf(self.family(TARGETS), IteratorMode::Start);
+        let items = self
+            .db
+            .iterator_cf(self.family(TARGETS), IteratorMode::Start);
         items
             .map(|item| {
                 let (key, value) = item.map_err(|e| self.unreadable(&e))?;
@@ -274,7 +292,11 @@ impl Index {
                 Op::Put(key, record) => batch.put_cf(chunks, key, record.encode()),
                 Op::Delete(key) => batch.delete_cf(chunks, key),
                 Op::PutTarget(id, state) => {
-                    let state = if *state == TargetState::Live { [1] } else { [2] };
+                    let state = if *state == TargetState::Live {
+                        [1]
+                    } else {
+                        [2]
+                    };
                     batch.put_cf(targets, id.0.to_be_bytes(), state);
                 }
                 Op::DeleteTarget(id) => batch.delete_cf(targets, id.0.to_be_bytes()),
@@ -282,12 +304,16 @@ impl Index {
         }
         let mut options = WriteOptions::default();
         options.set_sync(sync);
-        self.db.write_opt(batch, &options).map_err(|error| self.health.index_failed(&error))
+        self.db
+            .write_opt(batch, &options)
+            .map_err(|error| self.health.index_failed(&error))
     }
 
     fn flush(&self) -> Result<()> {
         self.health.writable()?;
-        self.db.flush_wal(true).map_err(|error| self.health.index_failed(&error))
+        self.db
+            .flush_wal(true)
+            .map_err(|error| self.health.index_failed(&error))
     }
 }
 
@@ -344,7 +370,9 @@ impl Writer {
             let mut group = Group::default();
             group.add(first);
             while !group.full() {
-                let Received::Job(job) = jobs.try_recv() else { break };
+                let Received::Job(job) = jobs.try_recv() else {
+                    break;
+                };
                 group.add(job);
             }
             let stop = group.stop;
@@ -379,9 +407,13 @@ impl Writer {
             WriteJob::Write(write) => Some(&write.ops),
             WriteJob::Flush(_) | WriteJob::Stop => None,
         });
-        let result = self.fault().and_then(|()| self.index.apply(writes.flatten(), sync));
+        let result = self
+            .fault()
+            .and_then(|()| self.index.apply(writes.flatten(), sync));
         for job in jobs {
-            let WriteJob::Write(write) = job.work else { continue };
+            let WriteJob::Write(write) = job.work else {
+                continue;
+            };
             if result.is_ok() {
                 for &loc in &write.frees {
                     self.map.allocator.retire(loc);
@@ -404,7 +436,11 @@ impl Writer {
     }
 
     #[cfg(not(test))]
-    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "tests inject failures here")]
+    #[expect(
+        clippy::unused_self,
+        clippy::unnecessary_wraps,
+        reason = "tests inject failures here"
+    )]
     fn fault(&self) -> Result<()> {
         Ok(())
     }
@@ -435,7 +471,11 @@ impl Group {
         match job.work {
             WriteJob::Write(ref write) => {
                 self.bytes += write.ops.iter().map(size).sum::<usize>();
-                if write.durable { self.durable.push(job) } else { self.lazy.push(job) }
+                if write.durable {
+                    self.durable.push(job)
+                } else {
+                    self.lazy.push(job)
+                }
             }
             WriteJob::Flush(reply) => self.flushes.push(reply),
             WriteJob::Stop => self.stop = true,

@@ -27,7 +27,11 @@ pub(super) struct Lane<T> {
 
 impl<T> Clone for Lane<T> {
     fn clone(&self) -> Self {
-        Self { name: self.name, tx: self.tx.clone(), permits: Arc::clone(&self.permits) }
+        Self {
+            name: self.name,
+            tx: self.tx.clone(),
+            permits: Arc::clone(&self.permits),
+        }
     }
 }
 
@@ -47,7 +51,14 @@ pub(super) enum Received<T> {
 pub(super) fn lane<T>(name: &'static str, depth: usize) -> (Lane<T>, LaneEnd<T>) {
     // Permits bound what is queued, so a send never waits; one more place is for the stop message.
     let (tx, rx) = sync_channel(depth + 1);
-    (Lane { name, tx, permits: Arc::new(Semaphore::new(depth)) }, LaneEnd { rx })
+    (
+        Lane {
+            name,
+            tx,
+            permits: Arc::new(Semaphore::new(depth)),
+        },
+        LaneEnd { rx },
+    )
 }
 
 impl<T> Lane<T> {
@@ -55,14 +66,22 @@ impl<T> Lane<T> {
     pub(super) async fn send(&self, work: T) -> Result<()> {
         let permit = Arc::clone(&self.permits).acquire_owned().await;
         let permit = permit.map_err(|_| self.closed())?;
-        self.tx.try_send(Job { work, _permit: Some(permit) }).map_err(|_| self.closed())
+        self.tx
+            .try_send(Job {
+                work,
+                _permit: Some(permit),
+            })
+            .map_err(|_| self.closed())
     }
 
     /// Queues `work` unless the lane is full or closed; for hints that may be lost.
     pub(super) fn hint(&self, work: T) {
         if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
             // A closed lane needs no hints.
-            let _ = self.tx.try_send(Job { work, _permit: Some(permit) });
+            let _ = self.tx.try_send(Job {
+                work,
+                _permit: Some(permit),
+            });
         }
     }
 
@@ -70,12 +89,18 @@ impl<T> Lane<T> {
     pub(super) fn close(&self, last: T) {
         self.permits.close();
         // A full or closed channel means that the thread has ended or been told already.
-        let _ = self.tx.try_send(Job { work: last, _permit: None });
+        let _ = self.tx.try_send(Job {
+            work: last,
+            _permit: None,
+        });
     }
 
     /// The answer to whoever comes after the end.
     pub(super) fn closed(&self) -> Error {
-        let what = format!("disk engine is shut down ({} thread); try another replica", self.name);
+        let what = format!(
+            "disk engine is shut down ({} thread); try another replica",
+            self.name
+        );
         Error::new(ErrorCode::Unavailable, what)
     }
 

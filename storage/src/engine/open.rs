@@ -54,7 +54,9 @@ pub(super) fn open(config: &EngineConfig) -> Result<Core> {
         Ok(true)
     })?;
     restore_files(&allocator, &files, &health).map_err(|e| failed("opening a block file", &e))?;
-    let size = files.file_system_size().map_err(|e| failed("statvfs", &e))?;
+    let size = files
+        .file_system_size()
+        .map_err(|e| failed("statvfs", &e))?;
     let reserve = config.reserve_bytes.min(size / 8);
     let map = SpaceMap::new(allocator, Arc::clone(&files), Arc::clone(&health), reserve);
     map.refresh();
@@ -72,8 +74,10 @@ fn settle_targets(index: &Index) -> Result<Vec<TargetId>> {
         let (from, to) = bounds(target);
         loop {
             let found = index.list(&from, to.as_deref(), DROP_BATCH)?;
-            let ops: Vec<Op> =
-                found.iter().map(|(chunk, _)| Op::Delete(index::key(target, *chunk))).collect();
+            let ops: Vec<Op> = found
+                .iter()
+                .map(|(chunk, _)| Op::Delete(index::key(target, *chunk)))
+                .collect();
             index.apply(&ops, false)?;
             if found.len() < DROP_BATCH {
                 break;
@@ -161,7 +165,9 @@ fn start(
         );
     })?);
     threads.push(spawn("index-write", move || run.run(&writer_end))?);
-    threads.push(spawn("index-read", move || index::run_reader(&index, &reader_end))?);
+    threads.push(spawn("index-read", move || {
+        index::run_reader(&index, &reader_end)
+    })?);
     threads.push(spawn("space", move || space::run(&map, &space_end))?);
     drop(threads);
     let died = |_| Error::new(ErrorCode::Internal, "the disk thread ended at once");
@@ -170,7 +176,13 @@ fn start(
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
-    std::thread::Builder::new().name(name.to_owned()).spawn(body).map_err(|error| {
-        Error::new(ErrorCode::Unavailable, format!("starting a disk thread: {error}"))
-    })
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .map_err(|error| {
+            Error::new(
+                ErrorCode::Unavailable,
+                format!("starting a disk thread: {error}"),
+            )
+        })
 }

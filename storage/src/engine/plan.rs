@@ -35,12 +35,20 @@ impl Edit {
             return Self::truncate(old);
         }
         let end = offset + n;
-        Self { data: offset..end, len: old.max(end), expect }
+        Self {
+            data: offset..end,
+            len: old.max(end),
+            expect,
+        }
     }
 
     /// A cut or an extension by zeros.
     pub(super) fn truncate(len: u32) -> Self {
-        Self { data: len..len, len, expect: 0 }
+        Self {
+            data: len..len,
+            len,
+            expect: 0,
+        }
     }
 }
 
@@ -114,7 +122,11 @@ pub(super) fn plan(
             // The page that is cut needs a new checksum.
             if kept < old_len && !kept.is_multiple_of(page) {
                 let read = plan.pages_around(kept - 1..kept);
-                plan.regions.push(Region { buf: read.clone(), read, write: 0..0 });
+                plan.regions.push(Region {
+                    buf: read.clone(),
+                    read,
+                    write: 0..0,
+                });
             }
         }
         Placement::InPlace(_) => {
@@ -136,13 +148,19 @@ fn place(base: Option<&Content>, edit: &Edit, chunk: u32) -> Option<Placement> {
         return Some(Placement::Nothing);
     }
     let Some((base, block)) = base.and_then(|b| Some((b, b.block?))) else {
-        return Some(Placement::Fresh(Class::for_len(edit.expect.min(chunk).max(edit.len))?));
+        return Some(Placement::Fresh(Class::for_len(
+            edit.expect.min(chunk).max(edit.len),
+        )?));
     };
     let fitting = Class::for_len(edit.len)?;
     if edit.data.is_empty() && edit.len <= base.len {
         let wasteful = fitting.capacity() <= block.class.capacity() / 2;
         let keep = edit.len == base.len || !wasteful;
-        return Some(if keep { Placement::Keep(block) } else { Placement::Fresh(fitting) });
+        return Some(if keep {
+            Placement::Keep(block)
+        } else {
+            Placement::Fresh(fitting)
+        });
     }
     let append = edit.data.start >= base.len && base.high_water == base.len;
     if append && edit.len <= block.class.capacity() {
@@ -169,7 +187,10 @@ impl Plan {
 
     /// Whole pages of the committed content around `range`, up to its end in whole sectors.
     fn pages_around(&self, range: Range<u32>) -> Range<u32> {
-        let end = range.end.next_multiple_of(self.page).min(sector_up(self.old_len));
+        let end = range
+            .end
+            .next_multiple_of(self.page)
+            .min(sector_up(self.old_len));
         range.start - range.start % self.page..end
     }
 
@@ -212,12 +233,16 @@ impl Plan {
     /// Pages of the committed content that were read and must be verified before any of their bytes
     /// is used, each with its valid range. None for an append in place, which changes no
     /// committed byte and needs none for its checksums.
-    pub(super) fn pages_to_verify(&self, region: &Region) -> impl Iterator<Item = (u32, Range<u32>)> {
+    pub(super) fn pages_to_verify(
+        &self,
+        region: &Region,
+    ) -> impl Iterator<Item = (u32, Range<u32>)> {
         let read = match self.placement {
             Placement::InPlace(_) => 0..0,
             _ => region.read.clone(),
         };
-        let (page, old_len, kept, data) = (self.page, self.old_len, self.kept, self.edit.data.clone());
+        let (page, old_len, kept, data) =
+            (self.page, self.old_len, self.kept, self.edit.data.clone());
         (read.start / page..read.end.div_ceil(page)).filter_map(move |n| {
             let valid = n * page..((n + 1) * page).min(old_len);
             let head = valid.start < kept.min(data.start);
@@ -234,7 +259,10 @@ impl Plan {
         let clip = |range: Range<u32>| {
             range.start.max(region.write.start)..range.end.min(region.write.end)
         };
-        for zeros in [clip(self.kept..self.edit.data.start), clip(self.edit.len..u32::MAX)] {
+        for zeros in [
+            clip(self.kept..self.edit.data.start),
+            clip(self.edit.len..u32::MAX),
+        ] {
             if !zeros.is_empty() {
                 buf[at(&zeros)].fill(0);
             }
@@ -266,7 +294,11 @@ impl Plan {
             let mut kept = |page: &mut Joined, piece: Range<u32>| {
                 if !piece.is_empty() {
                     let whole = piece == old_page;
-                    let sum = if whole { old[n as usize] } else { old_crc(piece.clone()) };
+                    let sum = if whole {
+                        old[n as usize]
+                    } else {
+                        old_crc(piece.clone())
+                    };
                     page.add(sum, piece.len());
                 }
             };
@@ -297,7 +329,11 @@ struct Joined {
 
 impl Joined {
     fn add(&mut self, sum: u32, len: usize) {
-        self.sum = if self.len == 0 { sum } else { combine(self.sum, sum, len as u64) };
+        self.sum = if self.len == 0 {
+            sum
+        } else {
+            combine(self.sum, sum, len as u64)
+        };
         self.len += len;
     }
 }

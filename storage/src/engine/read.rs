@@ -61,9 +61,13 @@ impl Core {
             let what = format!("disk {}: {touch} does not exist", self.health.disk());
             Error::new(ErrorCode::ChunkNotFound, what)
         };
-        let Slot::Known(Some(record)) = &*slot else { return Err(none()) };
+        let Slot::Known(Some(record)) = &*slot else {
+            return Err(none());
+        };
         let (content, pending) = match (which, &record.pending) {
-            (ReadVersion::Committed, _) | (ReadVersion::Pending, None) => (&record.committed, false),
+            (ReadVersion::Committed, _) | (ReadVersion::Pending, None) => {
+                (&record.committed, false)
+            }
             (ReadVersion::Pending, Some(Pending::Write(content))) => (&Some(content.clone()), true),
             (ReadVersion::Pending, Some(Pending::Remove(_))) => (&None, true),
             (ReadVersion::Exactly(version), pending) => {
@@ -79,18 +83,30 @@ impl Core {
                 };
             }
         };
-        content.as_ref().map(|c| self.pin(record, c, pending)).ok_or_else(none)
+        content
+            .as_ref()
+            .map(|c| self.pin(record, c, pending))
+            .ok_or_else(none)
     }
 
     fn pin(&self, record: &Record, content: &Content, pending: bool) -> Picked {
-        let block = content.block.map(|loc| Arc::new(self.map.allocator.pin(loc)));
-        Picked { content: content.clone(), page: record.page_size, block, pending }
+        let block = content
+            .block
+            .map(|loc| Arc::new(self.map.allocator.pin(loc)));
+        Picked {
+            content: content.clone(),
+            page: record.page_size,
+            block,
+            pending,
+        }
     }
 
     #[expect(clippy::unused_self, reason = "reads as a step of read()")]
     fn is_current(&self, touch: &Touch, content: &Content) -> bool {
         let slot = touch.entry.slot.lock();
-        let Slot::Known(Some(record)) = &*slot else { return false };
+        let Slot::Known(Some(record)) = &*slot else {
+            return false;
+        };
         let same = |c: &Content| Arc::ptr_eq(&c.sums, &content.sums) && c.block == content.block;
         record.committed.as_ref().is_some_and(same)
             || matches!(&record.pending, Some(Pending::Write(c)) if same(c))
@@ -103,7 +119,12 @@ impl Core {
         offset: u32,
         len: u32,
     ) -> Result<ReadData> {
-        let Picked { content, page, block, .. } = picked;
+        let Picked {
+            content,
+            page,
+            block,
+            ..
+        } = picked;
         let page = *page;
         let end = content.len.min(offset.saturating_add(len));
         let answer = |data, checksums| ReadData {
@@ -129,7 +150,9 @@ impl Core {
                 continue;
             }
             if crc32(&buf[within(&valid, first)]) != stored {
-                return Err(self.health.mismatch(format_args!("{touch} page {n} in {}", block.loc())));
+                return Err(self
+                    .health
+                    .mismatch(format_args!("{touch} page {n} in {}", block.loc())));
             }
             checksums.push(crc32(&buf[within(&range, first)]));
         }
@@ -139,10 +162,13 @@ impl Core {
 
     /// See [`Engine::verify`](super::Engine::verify).
     pub(super) async fn verify(&self, target: TargetId, chunk: ChunkKey) -> Result<()> {
-        let read = self.read(target, chunk, ReadVersion::Committed, 0, u32::MAX).await?;
+        let read = self
+            .read(target, chunk, ReadVersion::Committed, 0, u32::MAX)
+            .await?;
         verify_fragments(0, &read.data, read.page_size, &read.checksums).map_err(|bad| {
             let n = bad.start / read.page_size;
-            self.health.mismatch(format_args!("target {target} chunk {chunk} page {n}"))
+            self.health
+                .mismatch(format_args!("target {target} chunk {chunk} page {n}"))
         })
     }
 }

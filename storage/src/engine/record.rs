@@ -73,7 +73,9 @@ impl Content {
     pub(super) fn checksum(&self) -> u32 {
         let mut bytes = Vec::with_capacity(4 + 4 * self.sums.len());
         bytes.extend(self.len.to_le_bytes());
-        self.sums.iter().for_each(|sum| bytes.extend(sum.to_le_bytes()));
+        self.sums
+            .iter()
+            .for_each(|sum| bytes.extend(sum.to_le_bytes()));
         crc32(&bytes)
     }
 }
@@ -90,7 +92,9 @@ impl Pending {
 impl Record {
     /// The committed version; 0 without one.
     pub(super) fn committed_version(&self) -> ChunkVersion {
-        self.committed.as_ref().map_or(ChunkVersion(0), |c| c.stamp.version)
+        self.committed
+            .as_ref()
+            .map_or(ChunkVersion(0), |c| c.stamp.version)
     }
 
     /// Blocks that this record owns: none, one or two.
@@ -118,8 +122,19 @@ impl Record {
                     Pending::Write(c) => (c.len, c.checksum(), PendingKind::Write),
                     Pending::Remove(_) => (0, 0, PendingKind::Remove),
                 };
-                let Stamp { version, chain, tag } = stamp;
-                PendingMeta { version, len, chain, tag, checksum, kind }
+                let Stamp {
+                    version,
+                    chain,
+                    tag,
+                } = stamp;
+                PendingMeta {
+                    version,
+                    len,
+                    chain,
+                    tag,
+                    checksum,
+                    kind,
+                }
             }),
             page_size: self.page_size,
             chunk_size: self.chunk_size,
@@ -130,7 +145,11 @@ impl Record {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(128);
         let mut flags = 0;
-        flags |= if self.committed.is_some() { HAS_COMMITTED } else { 0 };
+        flags |= if self.committed.is_some() {
+            HAS_COMMITTED
+        } else {
+            0
+        };
         flags |= match &self.pending {
             None => 0,
             Some(Pending::Write(_)) => HAS_PENDING,
@@ -175,14 +194,20 @@ impl Record {
                 .then(|| decode_content(&mut input, page_size, chunk_size))
                 .transpose()?,
             pending: if flags & HAS_PENDING != 0 {
-                Some(Pending::Write(decode_content(&mut input, page_size, chunk_size)?))
+                Some(Pending::Write(decode_content(
+                    &mut input, page_size, chunk_size,
+                )?))
             } else if flags & HAS_REMOVAL != 0 {
                 Some(Pending::Remove(decode_stamp(&mut input)?))
             } else {
                 None
             },
         };
-        if input.0.is_empty() { Ok(record) } else { Err("too long") }
+        if input.0.is_empty() {
+            Ok(record)
+        } else {
+            Err("too long")
+        }
     }
 }
 
@@ -212,7 +237,10 @@ fn encode_content(out: &mut Vec<u8>, content: &Content) {
     out.extend(content.high_water.to_le_bytes());
     out.push(content.block.map_or(NO_CLASS, |loc| loc.class.number()));
     out.extend(content.block.map_or(0, |loc| loc.number).to_le_bytes());
-    content.sums.iter().for_each(|sum| out.extend(sum.to_le_bytes()));
+    content
+        .sums
+        .iter()
+        .for_each(|sum| out.extend(sum.to_le_bytes()));
 }
 
 /// What is left to decode.
@@ -252,14 +280,25 @@ fn decode_content(input: &mut Input<'_>, page: u32, chunk: u32) -> Result<Conten
     let ([class], number) = (input.take()?, input.u32()?);
     let block = match class {
         NO_CLASS => None,
-        class => Some(Loc { class: Class::from_number(class).ok_or("unknown size class")?, number }),
+        class => Some(Loc {
+            class: Class::from_number(class).ok_or("unknown size class")?,
+            number,
+        }),
     };
     let fits = block.map_or(0, |loc| loc.class.capacity());
     if len > chunk || high_water < len || high_water > fits || block.is_some() != (len > 0) {
         return Err("length and block do not fit");
     }
-    let sums = (0..len.div_ceil(page)).map(|_| input.u32()).collect::<Result<_, _>>()?;
-    Ok(Content { stamp, len, high_water, block, sums })
+    let sums = (0..len.div_ceil(page))
+        .map(|_| input.u32())
+        .collect::<Result<_, _>>()?;
+    Ok(Content {
+        stamp,
+        len,
+        high_water,
+        block,
+        sums,
+    })
 }
 
 #[cfg(test)]

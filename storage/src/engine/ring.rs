@@ -39,9 +39,19 @@ pub(super) enum IoJob {
         reply: oneshot::Sender<io::Result<AlignedBuf>>,
     },
     /// Writes all bytes.
-    Write { file: Arc<File>, at: u64, data: Bytes, pin: Arc<Block>, reply: Done },
+    Write {
+        file: Arc<File>,
+        at: u64,
+        data: Bytes,
+        pin: Arc<Block>,
+        reply: Done,
+    },
     /// Makes all completed writes of the class's file durable.
-    Flush { class: Class, file: Arc<File>, reply: Done },
+    Flush {
+        class: Class,
+        file: Arc<File>,
+        reply: Done,
+    },
     /// End the thread when all is answered.
     Stop,
 }
@@ -88,7 +98,14 @@ impl Ring {
     ) -> Result<io::Result<AlignedBuf>> {
         let (reply, answer) = oneshot::channel();
         let (file, pin) = (Arc::clone(file), Arc::clone(pin));
-        self.send(IoJob::Read { file, at, buf, pin, reply }).await?;
+        self.send(IoJob::Read {
+            file,
+            at,
+            buf,
+            pin,
+            reply,
+        })
+        .await?;
         answer.await.map_err(|_| self.lane.closed())
     }
 
@@ -102,14 +119,26 @@ impl Ring {
     ) -> Result<io::Result<()>> {
         let (reply, answer) = oneshot::channel();
         let (file, pin) = (Arc::clone(file), Arc::clone(pin));
-        self.send(IoJob::Write { file, at, data, pin, reply }).await?;
+        self.send(IoJob::Write {
+            file,
+            at,
+            data,
+            pin,
+            reply,
+        })
+        .await?;
         answer.await.map_err(|_| self.lane.closed())
     }
 
     /// Makes the file's completed writes durable.
     pub(super) async fn flush(&self, class: Class, file: &Arc<File>) -> Result<io::Result<()>> {
         let (reply, answer) = oneshot::channel();
-        self.send(IoJob::Flush { class, file: Arc::clone(file), reply }).await?;
+        self.send(IoJob::Flush {
+            class,
+            file: Arc::clone(file),
+            reply,
+        })
+        .await?;
         answer.await.map_err(|_| self.lane.closed())
     }
 
@@ -133,8 +162,16 @@ pub(super) fn ring(depth: u32) -> io::Result<(Ring, RingEnd)> {
     let (reader, writer) = io::pipe()?;
     rustix::io::ioctl_fionbio(&writer, true)?;
     let (lane, jobs) = lane("disk", 2 * depth as usize);
-    let waker = Arc::new(Waker { sleeping: AtomicBool::new(false), pipe: writer });
-    let end = RingEnd { jobs, waker: Arc::clone(&waker), pipe: reader, depth };
+    let waker = Arc::new(Waker {
+        sleeping: AtomicBool::new(false),
+        pipe: writer,
+    });
+    let end = RingEnd {
+        jobs,
+        waker: Arc::clone(&waker),
+        pipe: reader,
+        depth,
+    };
     Ok((Ring { lane, waker }, end))
 }
 
@@ -180,7 +217,9 @@ pub(super) fn run(
     let uring = match build(slots as u32 + 1) {
         Ok(uring) => uring,
         Err(error) => {
-            let what = format!("io_uring is not usable ({error}): check the sysctl kernel.io_uring_disabled and the container's seccomp profile");
+            let what = format!(
+                "io_uring is not usable ({error}): check the sysctl kernel.io_uring_disabled and the container's seccomp profile"
+            );
             return started(Err(Error::new(ErrorCode::Unsupported, what)));
         }
     };
@@ -238,7 +277,8 @@ impl Thread {
             match self.uring.submit_and_wait(1) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) => {}
+                Err(error)
+                    if error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) => {}
                 Err(error) => return Err(error),
             }
             end.waker.sleeping.store(false, Ordering::SeqCst);
@@ -285,7 +325,10 @@ impl Thread {
     }
 
     fn launch(&mut self, mut flight: Flight) {
-        let slot = self.free.pop().expect("has_room() left slots for all I/O and one flush per class");
+        let slot = self
+            .free
+            .pop()
+            .expect("has_room() left slots for all I/O and one flush per class");
         let entry = entry(&mut flight).user_data(slot as u64);
         self.slots[slot] = Some(flight);
         self.in_kernel += 1;
@@ -296,13 +339,20 @@ impl Thread {
         // SAFETY: the entry points into a job that stays in `slots` (or into `wake_buf`), at an address that does
         // not change, until its completion is reaped; both are leaked if this thread unwinds.
         let pushed = unsafe { self.uring.submission().push(entry) };
-        assert!(pushed.is_ok(), "the queue has an entry per slot and one for the wake-up");
+        assert!(
+            pushed.is_ok(),
+            "the queue has an entry per slot and one for the wake-up"
+        );
     }
 
     fn arm_wake(&mut self, fd: RawFd) {
         if !self.wake_armed {
             let (ptr, len) = (self.wake_buf.as_mut_ptr(), self.wake_buf.len() as u32);
-            self.push(&opcode::Read::new(types::Fd(fd), ptr, len).build().user_data(WAKE));
+            self.push(
+                &opcode::Read::new(types::Fd(fd), ptr, len)
+                    .build()
+                    .user_data(WAKE),
+            );
             self.wake_armed = true;
         }
     }
@@ -316,7 +366,9 @@ impl Thread {
                 continue;
             }
             let slot = completion.user_data() as usize;
-            let Some(mut flight) = self.slots[slot].take() else { continue };
+            let Some(mut flight) = self.slots[slot].take() else {
+                continue;
+            };
             self.free.push(slot);
             self.in_kernel -= 1;
             match progress(&mut flight, completion.result()) {
@@ -345,15 +397,23 @@ fn entry(flight: &mut Flight) -> squeue::Entry {
     match &mut flight.job.work {
         IoJob::Read { file, at, buf, .. } => {
             let rest = &mut buf[done..];
-            opcode::Read::new(types::Fd(file.as_raw_fd()), rest.as_mut_ptr(), rest.len() as u32)
-                .offset(*at + done as u64)
-                .build()
+            opcode::Read::new(
+                types::Fd(file.as_raw_fd()),
+                rest.as_mut_ptr(),
+                rest.len() as u32,
+            )
+            .offset(*at + done as u64)
+            .build()
         }
         IoJob::Write { file, at, data, .. } => {
             let rest = &data[done..];
-            opcode::Write::new(types::Fd(file.as_raw_fd()), rest.as_ptr(), rest.len() as u32)
-                .offset(*at + done as u64)
-                .build()
+            opcode::Write::new(
+                types::Fd(file.as_raw_fd()),
+                rest.as_ptr(),
+                rest.len() as u32,
+            )
+            .offset(*at + done as u64)
+            .build()
         }
         IoJob::Flush { file, .. } => opcode::Fsync::new(types::Fd(file.as_raw_fd()))
             .flags(types::FsyncFlags::DATASYNC)
@@ -363,7 +423,9 @@ fn entry(flight: &mut Flight) -> squeue::Entry {
 }
 
 fn same_error(error: &io::Error) -> io::Error {
-    error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
+    error
+        .raw_os_error()
+        .map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }
 
 /// What a completion means; `None`: ask the kernel for the rest.
@@ -393,7 +455,9 @@ fn progress(flight: &mut Flight, result: i32) -> Option<io::Result<()>> {
 /// Answers a job. A caller that went away needs none.
 fn finish(job: IoJob, result: io::Result<()>) {
     match job {
-        IoJob::Read { buf, pin, reply, .. } => {
+        IoJob::Read {
+            buf, pin, reply, ..
+        } => {
             drop(pin);
             let _ = reply.send(result.map(|()| buf));
         }

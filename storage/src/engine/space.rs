@@ -61,7 +61,13 @@ impl SpaceMap {
         health: Arc<Health>,
         reserve: u64,
     ) -> Self {
-        Self { allocator, files, health, reserve, available: AtomicU64::new(0) }
+        Self {
+            allocator,
+            files,
+            health,
+            reserve,
+            available: AtomicU64::new(0),
+        }
     }
 
     /// Reads the free space of the file system; blocks.
@@ -76,10 +82,17 @@ impl SpaceMap {
     /// Room for chunks, as of the last second.
     pub(super) fn space(&self) -> Space {
         let used = self.allocator.used_bytes();
-        let file_system = self.available.load(Ordering::Relaxed).saturating_sub(self.reserve);
+        let file_system = self
+            .available
+            .load(Ordering::Relaxed)
+            .saturating_sub(self.reserve);
         let free = file_system.saturating_add(self.allocator.idle_bytes());
         let free = free.min(self.allocator.limit().saturating_sub(used));
-        Space { capacity: used + free, used, free }
+        Space {
+            capacity: used + free,
+            used,
+            free,
+        }
     }
 
     /// A block of the class, from the free ones or from the space thread.
@@ -94,8 +107,7 @@ impl SpaceMap {
 
     /// Tells the space thread if enough was freed to be worth its while.
     pub(super) fn freed(&self, lane: &Lane<SpaceJob>, class: Class) {
-        if class.capacity() >= PUNCH_MIN_CAPACITY
-            && self.allocator.idle_of(class) > KEEP_IDLE_BYTES
+        if class.capacity() >= PUNCH_MIN_CAPACITY && self.allocator.idle_of(class) > KEEP_IDLE_BYTES
         {
             lane.hint(SpaceJob::Trim(class));
         }
@@ -104,10 +116,16 @@ impl SpaceMap {
 
 /// The thread's body.
 pub(super) fn run(map: &SpaceMap, jobs: &LaneEnd<SpaceJob>) {
-    let mut tidy = Tidy { classes: Class::all().collect(), below: u32::MAX };
+    let mut tidy = Tidy {
+        classes: Class::all().collect(),
+        below: u32::MAX,
+    };
     loop {
-        let received =
-            if tidy.classes.is_empty() { jobs.recv_timeout(REFRESH) } else { jobs.try_recv() };
+        let received = if tidy.classes.is_empty() {
+            jobs.recv_timeout(REFRESH)
+        } else {
+            jobs.try_recv()
+        };
         match received {
             Received::Nothing if tidy.classes.is_empty() => {
                 map.refresh();
@@ -138,8 +156,12 @@ struct Tidy {
 
 impl Tidy {
     fn step(&mut self, map: &SpaceMap) {
-        let Some(&class) = self.classes.last() else { return };
-        let run = map.allocator.holes(class, self.below, blocks_in(PUNCH_MAX_BYTES, class));
+        let Some(&class) = self.classes.last() else {
+            return;
+        };
+        let run = map
+            .allocator
+            .holes(class, self.below, blocks_in(PUNCH_MAX_BYTES, class));
         let Some(run) = run else {
             self.classes.pop();
             self.below = u32::MAX;
@@ -165,15 +187,23 @@ fn obtain(map: &SpaceMap, class: Class) -> Result<Block> {
         }
         supply(map, class)?;
     }
-    let what = format!("disk {}: blocks are taken faster than allocated", map.health.disk());
+    let what = format!(
+        "disk {}: blocks are taken faster than allocated",
+        map.health.disk()
+    );
     Err(Error::new(ErrorCode::Busy, what).retry_after_ms(10))
 }
 
 /// Makes free backed blocks of a class: from its holes, else by growing its file.
 fn supply(map: &SpaceMap, class: Class) -> Result<()> {
     let file_bytes = u64::from(map.allocator.total(class)) * u64::from(class.capacity());
-    let many = blocks_in((file_bytes / 8).clamp(GROW_MIN_BYTES, GROW_MAX_BYTES), class);
-    let result = [many, 1].into_iter().find_map(|n| back(map, class, n).transpose());
+    let many = blocks_in(
+        (file_bytes / 8).clamp(GROW_MIN_BYTES, GROW_MAX_BYTES),
+        class,
+    );
+    let result = [many, 1]
+        .into_iter()
+        .find_map(|n| back(map, class, n).transpose());
     let result = match result {
         Some(result) => result,
         None => {
@@ -211,7 +241,9 @@ fn back(map: &SpaceMap, class: Class, blocks: u32) -> Result<Option<()>> {
         Some(run) => run.clone(),
         None => {
             let total = map.allocator.total(class);
-            let Some(end) = total.checked_add(blocks) else { return Ok(None) };
+            let Some(end) = total.checked_add(blocks) else {
+                return Ok(None);
+            };
             total..end
         }
     };
@@ -220,7 +252,11 @@ fn back(map: &SpaceMap, class: Class, blocks: u32) -> Result<Option<()>> {
         Ok(()) => map.allocator.grown(class, run),
         Err(error) => {
             let error = map.health.write_failed("a block file", &error);
-            return if error.code == ErrorCode::NoSpace { Ok(None) } else { Err(error) };
+            return if error.code == ErrorCode::NoSpace {
+                Ok(None)
+            } else {
+                Err(error)
+            };
         }
     }
     Ok(Some(()))
@@ -228,7 +264,10 @@ fn back(map: &SpaceMap, class: Class, blocks: u32) -> Result<Option<()>> {
 
 /// Punches free blocks out until only `keep` bytes of them are left.
 fn punch_idle(map: &SpaceMap, class: Class, keep: u64) {
-    while let Some(run) = map.allocator.claim_idle(class, keep, blocks_in(PUNCH_MAX_BYTES, class)) {
+    while let Some(run) = map
+        .allocator
+        .claim_idle(class, keep, blocks_in(PUNCH_MAX_BYTES, class))
+    {
         if let Err(error) = punch(map, class, run) {
             tracing::warn!(disk = %map.health.disk(), %error, "cannot give freed space back");
             break;

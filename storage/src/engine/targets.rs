@@ -20,7 +20,8 @@ impl Core {
             return Ok(());
         }
         self.health.writable()?;
-        self.change_index(vec![Op::PutTarget(target, TargetState::Live)], Vec::new()).await?;
+        self.change_index(vec![Op::PutTarget(target, TargetState::Live)], Vec::new())
+            .await?;
         if let Entry::Vacant(entry) = self.targets.write().entry(target) {
             entry.insert(Arc::new(AsyncRwLock::new(Alive(true))));
         }
@@ -32,17 +33,28 @@ impl Core {
             Err(error) if error.code == ErrorCode::NotServing => return Ok(()),
             other => other?,
         };
-        self.change_index(vec![Op::PutTarget(target, TargetState::Dropping)], Vec::new()).await?;
+        self.change_index(
+            vec![Op::PutTarget(target, TargetState::Dropping)],
+            Vec::new(),
+        )
+        .await?;
         alive.0 = false;
         self.cache.forget(target);
         let (from, to) = bounds(target);
         loop {
             let (from, to) = (from.clone(), to.clone());
-            let found = self.query(move |i| i.list(&from, to.as_deref(), DROP_BATCH)).await?;
+            let found = self
+                .query(move |i| i.list(&from, to.as_deref(), DROP_BATCH))
+                .await?;
             let last = found.len() < DROP_BATCH;
-            let frees = found.iter().flat_map(|(_, record)| record.blocks()).collect();
-            let mut ops: Vec<Op> =
-                found.iter().map(|(chunk, _)| Op::Delete(index::key(target, *chunk))).collect();
+            let frees = found
+                .iter()
+                .flat_map(|(_, record)| record.blocks())
+                .collect();
+            let mut ops: Vec<Op> = found
+                .iter()
+                .map(|(chunk, _)| Op::Delete(index::key(target, *chunk)))
+                .collect();
             if last {
                 ops.push(Op::DeleteTarget(target));
             }
@@ -55,7 +67,10 @@ impl Core {
         Ok(())
     }
 
-    #[expect(clippy::unnecessary_wraps, reason = "the answer may come from the disk one day")]
+    #[expect(
+        clippy::unnecessary_wraps,
+        reason = "the answer may come from the disk one day"
+    )]
     pub(super) fn list_targets(&self) -> Result<Vec<TargetId>> {
         let mut all: Vec<TargetId> = self.targets.read().keys().copied().collect();
         all.sort_unstable();
@@ -95,8 +110,13 @@ impl Core {
         limit: usize,
     ) -> Result<Vec<(ChunkKey, ChunkMeta)>> {
         let _alive = self.enter(target).await?;
-        let found = self.query(move |index| index.list(&from, to.as_deref(), limit)).await?;
-        Ok(found.into_iter().map(|(chunk, record)| (chunk, record.meta())).collect())
+        let found = self
+            .query(move |index| index.list(&from, to.as_deref(), limit))
+            .await?;
+        Ok(found
+            .into_iter()
+            .map(|(chunk, record)| (chunk, record.meta()))
+            .collect())
     }
 
     pub(super) async fn last_chunk(
@@ -105,11 +125,14 @@ impl Core {
         inode: InodeId,
     ) -> Result<Option<(ChunkIndex, u32)>> {
         let _alive = self.enter(target).await?;
-        self.query(move |index| index.last_chunk(target, inode)).await
+        self.query(move |index| index.last_chunk(target, inode))
+            .await
     }
 
     pub(super) async fn shutdown(&self) {
-        let locks: Vec<_> = std::mem::take(&mut *self.targets.write()).into_values().collect();
+        let locks: Vec<_> = std::mem::take(&mut *self.targets.write())
+            .into_values()
+            .collect();
         for lock in locks {
             // Operations in work hold it; those that wait for it find the target gone.
             lock.write_owned().await.0 = false;
@@ -130,7 +153,10 @@ impl Core {
 
 /// All keys of a target; no end for the last possible target.
 pub(super) fn bounds(target: TargetId) -> (Vec<u8>, Option<Vec<u8>>) {
-    let end = target.0.checked_add(1).map(|next| next.to_be_bytes().to_vec());
+    let end = target
+        .0
+        .checked_add(1)
+        .map(|next| next.to_be_bytes().to_vec());
     (target.0.to_be_bytes().to_vec(), end)
 }
 

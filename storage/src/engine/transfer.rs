@@ -36,19 +36,31 @@ impl Core {
         touch: &Touch,
         change: Change<'_>,
     ) -> Result<(Content, Option<Arc<Block>>)> {
-        let Change { base, edit, data, sums, stamp, page, chunk } = change;
+        let Change {
+            base,
+            edit,
+            data,
+            sums,
+            stamp,
+            page,
+            chunk,
+        } = change;
         let Some(plan) = plan(base, edit, data.as_ptr() as usize, page, chunk) else {
             let what = format!("{touch} would exceed the largest chunk");
             return Err(Error::new(ErrorCode::InvalidArgument, what));
         };
-        let old_block = base.and_then(|b| b.block).map(|loc| Arc::new(self.map.allocator.pin(loc)));
+        let old_block = base
+            .and_then(|b| b.block)
+            .map(|loc| Arc::new(self.map.allocator.pin(loc)));
         let block = match plan.placement {
             Placement::Nothing => None,
             Placement::Keep(_) | Placement::InPlace(_) => old_block.clone(),
             Placement::Fresh(class) => Some(Arc::new(self.allocate(class).await?)),
         };
         let old_sums: &[u32] = base.map_or(&[], |b| &b.sums);
-        let buffers = self.read_regions(touch, &plan, old_sums, old_block.as_ref()).await?;
+        let buffers = self
+            .read_regions(touch, &plan, old_sums, old_block.as_ref())
+            .await?;
         let sums = plan.sums(old_sums, sums, |range| {
             let found = plan.regions.iter().zip(&buffers).find(|(region, _)| {
                 region.read.start <= range.start && range.end <= region.read.end
@@ -57,7 +69,8 @@ impl Core {
             crc32(&buf[within(&range, region.buf.start)])
         });
         if let Some(block) = &block {
-            self.write_regions(touch, &plan, buffers, &data, block).await?;
+            self.write_regions(touch, &plan, buffers, &data, block)
+                .await?;
         }
         let content = Content {
             stamp,
@@ -117,8 +130,14 @@ impl Core {
         let loc = block.loc();
         let file = self.file(loc.class)?;
         let buf = AlignedBuf::new(range.len());
-        let read = self.ring.read(file, loc.start() + u64::from(range.start), buf, block).await?;
-        read.map_err(|error| self.health.read_failed(format_args!("{touch} in {loc}"), &error))
+        let read = self
+            .ring
+            .read(file, loc.start() + u64::from(range.start), buf, block)
+            .await?;
+        read.map_err(|error| {
+            self.health
+                .read_failed(format_args!("{touch} in {loc}"), &error)
+        })
     }
 
     async fn write_regions(
@@ -147,11 +166,15 @@ impl Core {
         let loc = block.loc();
         let file = self.file(loc.class)?;
         let failed = |e: std::io::Error| {
-            self.health.write_failed(format_args!("{touch} to {loc}"), &e)
+            self.health
+                .write_failed(format_args!("{touch} to {loc}"), &e)
         };
         try_join_all(writes.into_iter().map(|(at, bytes)| async move {
             let at = loc.start() + u64::from(at);
-            self.ring.write(file, at, bytes, block).await?.map_err(failed)
+            self.ring
+                .write(file, at, bytes, block)
+                .await?
+                .map_err(failed)
         }))
         .await?;
         if self.durability == Durability::Power {

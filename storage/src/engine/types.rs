@@ -139,7 +139,8 @@ pub struct ChunkMeta {
 impl ChunkMeta {
     /// Length of the committed or the pending content, the larger, bytes.
     pub fn max_len(&self) -> u32 {
-        self.committed_len.max(self.pending.as_ref().map_or(0, |p| p.len))
+        self.committed_len
+            .max(self.pending.as_ref().map_or(0, |p| p.len))
     }
 }
 

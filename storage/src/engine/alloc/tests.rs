@@ -30,7 +30,11 @@ fn a_block_lives_while_a_record_or_a_reader_has_it() {
     assert!(allocator.allocate(small()).unwrap().is_none());
     let reader = allocator.pin(loc);
     allocator.retire(loc);
-    assert_eq!(allocator.used_bytes(), 0, "a removed chunk's space shows at once");
+    assert_eq!(
+        allocator.used_bytes(),
+        0,
+        "a removed chunk's space shows at once"
+    );
     allocator.disown(loc);
     assert!(allocator.allocate(small()).unwrap().is_none());
     drop(reader);
@@ -41,7 +45,10 @@ fn a_block_lives_while_a_record_or_a_reader_has_it() {
 fn the_capacity_limit_is_exact() {
     let allocator = Arc::new(Allocator::new(8192));
     allocator.grown(small(), 0..3);
-    let two = [allocator.allocate(small()).unwrap(), allocator.allocate(small()).unwrap()];
+    let two = [
+        allocator.allocate(small()).unwrap(),
+        allocator.allocate(small()).unwrap(),
+    ];
     let refused = allocator.allocate(small()).err().unwrap();
     assert_eq!(refused.code, ErrorCode::NoSpace);
     drop(two);
@@ -65,7 +72,10 @@ fn surplus_is_claimed_from_the_top_and_comes_back_as_holes() {
 #[test]
 fn restored_blocks_are_owned_once_and_the_rest_is_free() {
     let allocator = Arc::new(Allocator::new(u64::MAX));
-    let loc = Loc { class: small(), number: 3 };
+    let loc = Loc {
+        class: small(),
+        number: 3,
+    };
     assert!(allocator.restore(loc));
     assert!(!allocator.restore(loc));
     assert_eq!(allocator.blocks_needed(small()), 4);

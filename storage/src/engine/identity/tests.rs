@@ -14,8 +14,14 @@ fn an_empty_or_missing_directory_has_no_identity_and_can_be_formatted_once() {
     DiskIdentity::format(&path, mine()).unwrap();
     assert_eq!(DiskIdentity::load(&path).unwrap(), Some(mine()));
     DiskIdentity::format(&path, mine()).unwrap();
-    let other = DiskIdentity { disk: DiskId(78), ..mine() };
-    assert_eq!(DiskIdentity::format(&path, other).unwrap_err().code, ErrorCode::ForeignDisk);
+    let other = DiskIdentity {
+        disk: DiskId(78),
+        ..mine()
+    };
+    assert_eq!(
+        DiskIdentity::format(&path, other).unwrap_err().code,
+        ErrorCode::ForeignDisk
+    );
     assert_eq!(DiskIdentity::load(&path).unwrap(), Some(mine()));
 }
 
@@ -26,7 +32,10 @@ fn a_directory_with_foreign_files_is_refused() {
     let error = DiskIdentity::load(dir.path()).unwrap_err();
     assert_eq!(error.code, ErrorCode::ForeignDisk);
     assert!(error.message.contains("thesis.tex"), "{error}");
-    assert_eq!(DiskIdentity::format(dir.path(), mine()).unwrap_err().code, ErrorCode::ForeignDisk);
+    assert_eq!(
+        DiskIdentity::format(dir.path(), mine()).unwrap_err().code,
+        ErrorCode::ForeignDisk
+    );
 }
 
 #[test]
@@ -34,13 +43,22 @@ fn a_disk_of_another_cluster_or_node_is_refused_with_both_ids() {
     let dir = tempfile::tempdir().unwrap();
     DiskIdentity::format(dir.path(), mine()).unwrap();
     let path = dir.path();
-    assert_eq!(DiskIdentity::load_own(path, ClusterId(0xABC), NodeId(3)).unwrap(), Some(mine()));
+    assert_eq!(
+        DiskIdentity::load_own(path, ClusterId(0xABC), NodeId(3)).unwrap(),
+        Some(mine())
+    );
     let error = DiskIdentity::load_own(path, ClusterId(0xDEF), NodeId(3)).unwrap_err();
     assert_eq!(error.code, ErrorCode::ForeignDisk);
-    assert!(error.message.contains("abc") && error.message.contains("def"), "{error}");
+    assert!(
+        error.message.contains("abc") && error.message.contains("def"),
+        "{error}"
+    );
     let error = DiskIdentity::load_own(path, ClusterId(0xABC), NodeId(4)).unwrap_err();
     assert_eq!(error.code, ErrorCode::ForeignDisk);
-    assert!(error.message.contains("n3") && error.message.contains("n4"), "{error}");
+    assert!(
+        error.message.contains("n3") && error.message.contains("n4"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -48,10 +66,21 @@ fn a_newer_format_and_a_damaged_file_are_told_apart() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join(IDENTITY_FILE);
     std::fs::write(&file, "format_version = 2\nshape = \"new\"\n").unwrap();
-    assert_eq!(DiskIdentity::load(dir.path()).unwrap_err().code, ErrorCode::IncompatibleVersion);
-    for damaged in ["", "format_version = 1\n", "\u{0}\u{0}", "format_version = 1\ncluster = \"x\"\nnode = 1\ndisk = \"y\"\n"] {
+    assert_eq!(
+        DiskIdentity::load(dir.path()).unwrap_err().code,
+        ErrorCode::IncompatibleVersion
+    );
+    for damaged in [
+        "",
+        "format_version = 1\n",
+        "\u{0}\u{0}",
+        "format_version = 1\ncluster = \"x\"\nnode = 1\ndisk = \"y\"\n",
+    ] {
         std::fs::write(&file, damaged).unwrap();
-        assert_eq!(DiskIdentity::load(dir.path()).unwrap_err().code, ErrorCode::ForeignDisk);
+        assert_eq!(
+            DiskIdentity::load(dir.path()).unwrap_err().code,
+            ErrorCode::ForeignDisk
+        );
     }
 }
 
@@ -60,7 +89,10 @@ fn a_disk_is_locked_by_one_owner_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
     let lock = DiskLock::acquire(dir.path()).unwrap();
     assert_eq!(lock.path(), dir.path());
-    assert_eq!(DiskLock::acquire(dir.path()).unwrap_err().code, ErrorCode::NodeConflict);
+    assert_eq!(
+        DiskLock::acquire(dir.path()).unwrap_err().code,
+        ErrorCode::NodeConflict
+    );
     drop(lock);
     DiskLock::acquire(dir.path()).unwrap();
 }

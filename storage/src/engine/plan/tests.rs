@@ -10,10 +10,17 @@ const CHUNK: u32 = 1 << 18;
 fn content(bytes: &[u8], capacity: u32, high_water: u32) -> Content {
     let len = bytes.len() as u32;
     Content {
-        stamp: Stamp { version: 1.into(), chain: 1.into(), tag: emberfs_proto::ids::WriteTag::default() },
+        stamp: Stamp {
+            version: 1.into(),
+            chain: 1.into(),
+            tag: emberfs_proto::ids::WriteTag::default(),
+        },
         len,
         high_water,
-        block: (len > 0).then(|| Loc { class: Class::for_len(capacity).unwrap(), number: 0 }),
+        block: (len > 0).then(|| Loc {
+            class: Class::for_len(capacity).unwrap(),
+            number: 0,
+        }),
         sums: fragment_checksums(0, bytes, PAGE).into(),
     }
 }
@@ -29,11 +36,13 @@ fn carry_out(plan: &Plan, base: &Content, block: &[u8], data: &[u8]) -> (Vec<u8>
     let mut read = Vec::new();
     for region in &plan.regions {
         let mut buf = vec![0xDD; region.buf.len()];
-        buf[at(&region.read, region.buf.start.min(region.read.start))
-            .start..][..region.read.len()]
+        buf[at(&region.read, region.buf.start.min(region.read.start)).start..][..region.read.len()]
             .copy_from_slice(&block[at(&region.read, 0)]);
         for (n, valid) in plan.pages_to_verify(region) {
-            assert_eq!(crc32(&buf[at(&valid, region.buf.start)]), base.sums[n as usize]);
+            assert_eq!(
+                crc32(&buf[at(&valid, region.buf.start)]),
+                base.sums[n as usize]
+            );
         }
         read.push((region.clone(), buf));
     }
@@ -43,7 +52,10 @@ fn carry_out(plan: &Plan, base: &Content, block: &[u8], data: &[u8]) -> (Vec<u8>
             .iter()
             .find(|(r, _)| r.read.start <= range.start && range.end <= r.read.end)
             .expect("bytes that a checksum needs were read");
-        assert!(plan.pages_to_verify(region).any(|(_, v)| v.start <= range.start && range.end <= v.end));
+        assert!(
+            plan.pages_to_verify(region)
+                .any(|(_, v)| v.start <= range.start && range.end <= v.end)
+        );
         crc32(&buf[at(&range, region.buf.start)])
     });
     for (region, mut buf) in read {
@@ -61,7 +73,9 @@ fn carry_out(plan: &Plan, base: &Content, block: &[u8], data: &[u8]) -> (Vec<u8>
 }
 
 fn bytes(len: u32, seed: u8) -> Vec<u8> {
-    (0..len).map(|i| (i as u8).wrapping_mul(31) ^ (i >> 8) as u8 ^ seed).collect()
+    (0..len)
+        .map(|i| (i as u8).wrapping_mul(31) ^ (i >> 8) as u8 ^ seed)
+        .collect()
 }
 
 proptest! {
@@ -134,7 +148,13 @@ fn growing_by_small_appends_moves_the_chunk_a_logarithmic_number_of_times() {
             other => panic!("an append was planned as {other:?}"),
         };
         let sums: Arc<[u32]> = vec![0; len.div_ceil(PAGE) as usize].into();
-        base = Content { len, high_water: len, block: Some(block), sums, ..base };
+        base = Content {
+            len,
+            high_water: len,
+            block: Some(block),
+            sums,
+            ..base
+        };
     }
     assert!(moves <= 8, "{moves} moves for 64 appends");
 }
@@ -142,9 +162,16 @@ fn growing_by_small_appends_moves_the_chunk_a_logarithmic_number_of_times() {
 #[test]
 fn the_size_hint_and_a_wasteful_cut_choose_the_block() {
     let hinted = plan(None, Edit::write(0, 0, 4096, 100_000), 0, PAGE, CHUNK).unwrap();
-    assert_eq!(hinted.placement, Placement::Fresh(Class::for_len(100_000).unwrap()));
+    assert_eq!(
+        hinted.placement,
+        Placement::Fresh(Class::for_len(100_000).unwrap())
+    );
     let base = content(&bytes(100_000, 0), 100_000, 100_000);
-    let cut = |len| plan(Some(&base), Edit::truncate(len), 0, PAGE, CHUNK).unwrap().placement;
+    let cut = |len| {
+        plan(Some(&base), Edit::truncate(len), 0, PAGE, CHUNK)
+            .unwrap()
+            .placement
+    };
     assert_eq!(cut(90_000), Placement::Keep(base.block.unwrap()));
     assert_eq!(cut(5_000), Placement::Fresh(Class::for_len(5_000).unwrap()));
     assert_eq!(cut(0), Placement::Nothing);

@@ -2,13 +2,22 @@ use super::*;
 use proptest::prelude::*;
 
 fn stamp() -> impl Strategy<Value = Stamp> {
-    (any::<u64>(), any::<u64>(), any::<u128>(), any::<u32>(), any::<u64>()).prop_map(
-        |(version, chain, client, channel, sequence)| Stamp {
+    (
+        any::<u64>(),
+        any::<u64>(),
+        any::<u128>(),
+        any::<u32>(),
+        any::<u64>(),
+    )
+        .prop_map(|(version, chain, client, channel, sequence)| Stamp {
             version: ChunkVersion(version),
             chain: ChainVersion(chain),
-            tag: WriteTag { client: ClientId(client), channel, sequence },
-        },
-    )
+            tag: WriteTag {
+                client: ClientId(client),
+                channel,
+                sequence,
+            },
+        })
 }
 
 fn content() -> impl Strategy<Value = Content> {
@@ -19,7 +28,9 @@ fn content() -> impl Strategy<Value = Content> {
             len,
             high_water: if len == 0 { 0 } else { class.capacity() },
             block: (len > 0).then_some(Loc { class, number }),
-            sums: (0..len.div_ceil(4096)).map(|i| i.wrapping_mul(seed)).collect(),
+            sums: (0..len.div_ceil(4096))
+                .map(|i| i.wrapping_mul(seed))
+                .collect(),
         }
     })
 }
@@ -80,20 +91,41 @@ fn the_format_is_pinned() {
             stamp: Stamp {
                 version: ChunkVersion(7),
                 chain: ChainVersion(3),
-                tag: WriteTag { client: ClientId(9), channel: 2, sequence: 5 },
+                tag: WriteTag {
+                    client: ClientId(9),
+                    channel: 2,
+                    sequence: 5,
+                },
             },
             len: 5000,
             high_water: 5000,
-            block: Some(Loc { class: Class::for_len(5000).unwrap(), number: 6 }),
+            block: Some(Loc {
+                class: Class::for_len(5000).unwrap(),
+                number: 6,
+            }),
             sums: [0x1122_3344, 0x5566_7788].into(),
         }),
         pending: None,
     };
-    let hex = record.encode().iter().fold(String::new(), |hex, b| format!("{hex}{b:02x}"));
+    let hex = record
+        .encode()
+        .iter()
+        .fold(String::new(), |hex, b| format!("{hex}{b:02x}"));
     let expect = concat!(
-        "01010100", "00100000", "00000100", "0700000000000000", "0300000000000000",
-        "09000000000000000000000000000000", "02000000", "0500000000000000",
-        "88130000", "88130000", "01", "06000000", "44332211", "88776655",
+        "01010100",
+        "00100000",
+        "00000100",
+        "0700000000000000",
+        "0300000000000000",
+        "09000000000000000000000000000000",
+        "02000000",
+        "0500000000000000",
+        "88130000",
+        "88130000",
+        "01",
+        "06000000",
+        "44332211",
+        "88776655",
     );
     assert_eq!(hex[..hex.len() - 8], *expect);
 }
@@ -101,14 +133,41 @@ fn the_format_is_pinned() {
 #[test]
 fn equal_content_has_equal_checksums_and_other_content_has_not() {
     let a = Content {
-        stamp: Stamp { version: ChunkVersion(1), chain: ChainVersion(1), tag: WriteTag::default() },
+        stamp: Stamp {
+            version: ChunkVersion(1),
+            chain: ChainVersion(1),
+            tag: WriteTag::default(),
+        },
         len: 5000,
         high_water: 5000,
-        block: Some(Loc { class: Class::for_len(5000).unwrap(), number: 6 }),
+        block: Some(Loc {
+            class: Class::for_len(5000).unwrap(),
+            number: 6,
+        }),
         sums: [1, 2].into(),
     };
-    let elsewhere = Content { block: Some(Loc { number: 9, ..a.block.unwrap() }), ..a.clone() };
+    let elsewhere = Content {
+        block: Some(Loc {
+            number: 9,
+            ..a.block.unwrap()
+        }),
+        ..a.clone()
+    };
     assert_eq!(a.checksum(), elsewhere.checksum());
-    assert_ne!(a.checksum(), Content { len: 5001, ..a.clone() }.checksum());
-    assert_ne!(a.checksum(), Content { sums: [1, 3].into(), ..a.clone() }.checksum());
+    assert_ne!(
+        a.checksum(),
+        Content {
+            len: 5001,
+            ..a.clone()
+        }
+        .checksum()
+    );
+    assert_ne!(
+        a.checksum(),
+        Content {
+            sums: [1, 3].into(),
+            ..a.clone()
+        }
+        .checksum()
+    );
 }
