@@ -1,0 +1,273 @@
+//! What the kernel has been told about each inode, and what it may still believe.
+//!
+//! The kernel caches attributes for `attr_timeout` and pages until it is told otherwise. Three
+//! questions are answered from here:
+//! - **May cached pages survive this open?** Only if the server's stamp (size, times, truncate
+//!   epoch) is the one under which the pages were read. A stamp counts only after the kernel has
+//!   acted on the open that brought it, which the first request on that handle proves: of two opens
+//!   that race, none keeps pages that the other is about to drop.
+//! - **Is this size believable?** Within one truncate epoch a file only grows. An answer that was
+//!   overtaken by a local write would make the kernel cut its own pages, so sizes never go back
+//!   within an epoch.
+//! - **Did this machine change something since a directory page was fetched?** A clock counts local
+//!   changes; listings compare it with the time of their fetch.
+//!
+//! A write of this mount moves the stamp along, as NFS clients do: if another machine wrote while
+//! the file was open for writing here, that is concurrent sharing, which close-to-open excludes.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::sync::atomic::{self, AtomicU64};
+
+use emberfs_client::Attr;
+use emberfs_proto::pb::{FileKind, Time};
+use parking_lot::Mutex;
+
+#[cfg(test)]
+mod tests;
+
+/// Locks, so that requests of different files do not meet.
+const SHARDS: usize = 32;
+
+/// Inodes remembered per shard; beyond it the closed ones are dropped, which costs their pages at
+/// the next open. Some 200 bytes each: 50 MiB in all.
+const MAX_PER_SHARD: usize = 8192;
+
+/// Tells two states of a file apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    size: u64,
+    epoch: u64,
+    mtime: Option<Time>,
+    ctime: Option<Time>,
+}
+
+impl Stamp {
+    pub(crate) fn of(attr: &Attr) -> Self {
+        Self {
+            size: attr.size,
+            epoch: attr.truncate_epoch,
+            mtime: attr.mtime,
+            ctime: attr.ctime,
+        }
+    }
+}
+
+/// What an open must tell the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OpenVerdict {
+    /// Cached pages are those of the file as it is now.
+    pub(crate) keep_cache: bool,
+    /// Cached attributes are not.
+    pub(crate) attr_stale: bool,
+}
+
+#[derive(Default)]
+struct Inode {
+    /// The last attributes given to the kernel.
+    shown: Option<Stamp>,
+    /// The state under which cached pages were read.
+    pages: Option<Stamp>,
+    /// Largest size seen under `epoch`.
+    size: u64,
+    epoch: u64,
+    opens: u32,
+    writers: u32,
+    /// When this machine last changed it, by the clock.
+    changed: u64,
+}
+
+#[derive(Default)]
+struct Shard {
+    inodes: HashMap<u64, Inode>,
+    /// Whatever is not in `inodes` may have been changed as late as this.
+    evicted: u64,
+}
+
+/// The table.
+#[derive(Default)]
+pub(crate) struct Inodes {
+    shards: [Mutex<Shard>; SHARDS],
+    clock: AtomicU64,
+}
+
+impl Inodes {
+    fn with<T>(&self, inode: u64, act: impl FnOnce(&mut Inode) -> T) -> T {
+        let mut shard = self.shards[inode as usize % SHARDS].lock();
+        if shard.inodes.len() >= MAX_PER_SHARD && !shard.inodes.contains_key(&inode) {
+            shard.evicted = self.now();
+            shard.inodes.retain(|_, inode| inode.opens > 0);
+        }
+        let changed = shard.evicted;
+        act(shard.inodes.entry(inode).or_insert_with(|| Inode {
+            changed,
+            ..Inode::default()
+        }))
+    }
+
+    /// Attributes on their way to the kernel: corrects an overtaken size and remembers them.
+    pub(crate) fn present(&self, attr: &mut Attr) {
+        if attr.kind() != FileKind::File {
+            return;
+        }
+        self.with(attr.inode, |inode| {
+            inode.believe(attr);
+            inode.shown = Some(Stamp::of(attr));
+        });
+    }
+
+    /// An open was answered with `attr`. The stamp that counts once the kernel has acted on it is
+    /// to be handed to [`Self::confirm`].
+    pub(crate) fn opened(&self, attr: &mut Attr, writer: bool) -> OpenVerdict {
+        self.with(attr.inode, |inode| {
+            if inode.writers == 0 {
+                // Nothing of ours is on its way, so the server's word is final.
+                (inode.size, inode.epoch) = (attr.size, attr.truncate_epoch);
+            }
+            inode.believe(attr);
+            let stamp = Stamp::of(attr);
+            let keep_cache = inode.pages == Some(stamp);
+            let attr_stale = inode.shown != Some(stamp);
+            if !keep_cache {
+                inode.pages = None;
+            }
+            inode.opens += 1;
+            inode.writers += u32::from(writer);
+            OpenVerdict {
+                keep_cache,
+                attr_stale,
+            }
+        })
+    }
+
+    /// The kernel has acted on an open that was answered under `stamp`.
+    pub(crate) fn confirm(&self, inode: u64, stamp: Stamp) {
+        self.with(inode, |inode| inode.pages = Some(stamp));
+    }
+
+    /// A write of this mount up to `end` has succeeded.
+    pub(crate) fn wrote(&self, inode: u64, end: u64) {
+        let now = self.tick();
+        self.with(inode, |inode| {
+            inode.size = inode.size.max(end);
+            inode.changed = now;
+        });
+    }
+
+    /// The writes of this mount are on the server, which answered `attr`.
+    pub(crate) fn synced(&self, attr: &mut Attr) {
+        self.with(attr.inode, |inode| {
+            inode.believe(attr);
+            inode.advance(Stamp::of(attr));
+        });
+    }
+
+    /// Writes of this mount were lost: neither sizes nor pages can be trusted.
+    pub(crate) fn lost(&self, inode: u64) {
+        self.with(inode, |inode| {
+            inode.size = 0;
+            inode.pages = None;
+            inode.shown = None;
+        });
+    }
+
+    /// This mount changed attributes; `attr` is what the server answered.
+    pub(crate) fn changed(&self, attr: &mut Attr) {
+        let now = self.tick();
+        self.with(attr.inode, |inode| {
+            inode.believe(attr);
+            inode.changed = now;
+            let stamp = Stamp::of(attr);
+            // Without a writer here, only a change that left the contents alone keeps the pages.
+            let same_contents = inode.pages.is_some_and(|pages| {
+                Stamp {
+                    ctime: stamp.ctime,
+                    ..pages
+                } == stamp
+            });
+            if inode.writers > 0 || same_contents {
+                inode.advance(stamp);
+            }
+            if attr.kind() == FileKind::File {
+                inode.shown = Some(stamp);
+            }
+        });
+    }
+
+    /// This mount changed the names in a directory, or the links of an inode.
+    pub(crate) fn touched(&self, inode: u64) {
+        let now = self.tick();
+        self.with(inode, |inode| inode.changed = now);
+    }
+
+    /// Has this mount an open that can write?
+    pub(crate) fn has_writers(&self, inode: u64) -> bool {
+        let shard = self.shards[inode as usize % SHARDS].lock();
+        shard
+            .inodes
+            .get(&inode)
+            .is_some_and(|inode| inode.writers > 0)
+    }
+
+    /// An open was released.
+    pub(crate) fn closed(&self, inode: u64, writer: bool) {
+        self.with(inode, |inode| {
+            inode.opens = inode.opens.saturating_sub(1);
+            inode.writers = inode.writers.saturating_sub(u32::from(writer));
+        });
+    }
+
+    /// The kernel has dropped the inode with everything it cached of it.
+    pub(crate) fn forget(&self, inode: u64) {
+        let mut shard = self.shards[inode as usize % SHARDS].lock();
+        if let Some(known) = shard.inodes.get(&inode)
+            && known.opens == 0
+        {
+            shard.evicted = shard.evicted.max(known.changed);
+            shard.inodes.remove(&inode);
+        }
+    }
+
+    /// The clock of local changes.
+    pub(crate) fn now(&self) -> u64 {
+        self.clock.load(atomic::Ordering::Acquire)
+    }
+
+    fn tick(&self) -> u64 {
+        self.clock.fetch_add(1, atomic::Ordering::AcqRel) + 1
+    }
+
+    /// Has this mount changed the inode after `then`?
+    pub(crate) fn changed_since(&self, inode: u64, then: u64) -> bool {
+        let shard = self.shards[inode as usize % SHARDS].lock();
+        shard
+            .inodes
+            .get(&inode)
+            .map_or(shard.evicted, |inode| inode.changed)
+            > then
+    }
+}
+
+impl Inode {
+    /// Takes a newer size over, or corrects `attr` if it was overtaken.
+    fn believe(&mut self, attr: &mut Attr) {
+        if attr.kind() != FileKind::File {
+            return;
+        }
+        match attr.truncate_epoch.cmp(&self.epoch) {
+            Ordering::Greater => (self.epoch, self.size) = (attr.truncate_epoch, attr.size),
+            Ordering::Less => (attr.truncate_epoch, attr.size) = (self.epoch, self.size),
+            Ordering::Equal => {
+                self.size = self.size.max(attr.size);
+                attr.size = self.size;
+            }
+        }
+    }
+
+    /// A change of our own moves the state that the pages are of.
+    fn advance(&mut self, stamp: Stamp) {
+        if self.pages.is_some() {
+            self.pages = Some(stamp);
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Names and attributes.
+
+use bytes::Bytes;
+use emberfs_client::{Attr, Creds, RenameFlags, Result, SetAttr};
+use emberfs_proto::pb::{FileKind, StatFsReply};
+use emberfs_proto::{Error, ErrorCode};
+
+use super::Handler;
+use crate::backend::Backend;
+
+/// Longest name in bytes.
+const NAME_MAX: usize = 255;
+
+impl<B: Backend> Handler<B> {
+    pub(crate) async fn lookup(&self, creds: &Creds, parent: u64, name: &[u8]) -> Result<Attr> {
+        check_name(name)?;
+        let attr = self.backend.lookup(creds, self.inode(parent), name).await?;
+        Ok(self.show(attr))
+    }
+
+    /// The kernel has dropped the node from its caches.
+    pub(crate) fn forget(&self, node: u64) {
+        self.inodes.forget(self.inode(node).0);
+    }
+
+    pub(crate) async fn getattr(&self, node: u64) -> Result<Attr> {
+        let attr = self.backend.getattr(self.inode(node)).await?;
+        Ok(self.show(attr))
+    }
+
+    /// `handle`: the one that ftruncate came through.
+    pub(crate) async fn setattr(
+        &self,
+        creds: &Creds,
+        node: u64,
+        changes: SetAttr,
+        handle: Option<u64>,
+    ) -> Result<Attr> {
+        let inode = self.inode(node);
+        if changes.size.is_some() || changes.mtime.is_some() {
+            // What was written before must not come after: neither beyond a truncate, nor its time
+            // over one that was set.
+            self.sync_writers(inode.0).await?;
+        }
+        let handle = handle.and_then(|handle| self.files.read().get(&handle).cloned());
+        let file = handle
+            .as_ref()
+            .filter(|handle| handle.writable)
+            .map(|handle| &handle.file);
+        let mut attr = self.backend.setattr(creds, inode, changes, file).await?;
+        self.inodes.changed(&mut attr);
+        Ok(self.show(attr))
+    }
+
+    pub(crate) async fn readlink(&self, creds: &Creds, node: u64) -> Result<Bytes> {
+        self.backend.readlink(creds, self.inode(node)).await
+    }
+
+    /// `mode`: file type and permission bits, as mknod(2) takes them.
+    pub(crate) async fn mknod(
+        &self,
+        creds: &Creds,
+        parent: u64,
+        name: &[u8],
+        mode: u32,
+        rdev: u32,
+    ) -> Result<Attr> {
+        check_name(name)?;
+        let kind = kind_of_mode(mode)?;
+        let parent = self.inode(parent);
+        let attr = self
+            .backend
+            .mknod(creds, parent, name, kind, mode & 0o7777, rdev)
+            .await?;
+        self.inodes.touched(parent.0);
+        Ok(self.show(attr))
+    }
+
+    pub(crate) async fn mkdir(
+        &self,
+        creds: &Creds,
+        parent: u64,
+        name: &[u8],
+        mode: u32,
+    ) -> Result<Attr> {
+        check_name(name)?;
+        let parent = self.inode(parent);
+        let attr = self
+            .backend
+            .mkdir(creds, parent, name, mode & 0o7777)
+            .await?;
+        self.inodes.touched(parent.0);
+        Ok(self.show(attr))
+    }
+
+    pub(crate) async fn symlink(
+        &self,
+        creds: &Creds,
+        parent: u64,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<Attr> {
+        check_name(name)?;
+        let parent = self.inode(parent);
+        let attr = self.backend.symlink(creds, parent, name, target).await?;
+        self.inodes.touched(parent.0);
+        Ok(self.show(attr))
+    }
+
+    pub(crate) async fn link(
+        &self,
+        creds: &Creds,
+        node: u64,
+        parent: u64,
+        name: &[u8],
+    ) -> Result<Attr> {
+        check_name(name)?;
+        let parent = self.inode(parent);
+        let mut attr = self
+            .backend
+            .link(creds, self.inode(node), parent, name)
+            .await?;
+        self.inodes.touched(parent.0);
+        self.inodes.changed(&mut attr);
+        Ok(self.show(attr))
+    }
+
+    pub(crate) async fn unlink(&self, creds: &Creds, parent: u64, name: &[u8]) -> Result<()> {
+        let parent = self.inode(parent);
+        let mut attr = self.backend.unlink(creds, parent, name).await?;
+        self.inodes.touched(parent.0);
+        self.inodes.changed(&mut attr);
+        Ok(())
+    }
+
+    pub(crate) async fn rmdir(&self, creds: &Creds, parent: u64, name: &[u8]) -> Result<()> {
+        let parent = self.inode(parent);
+        let attr = self.backend.rmdir(creds, parent, name).await?;
+        self.inodes.touched(parent.0);
+        self.inodes.touched(attr.inode);
+        Ok(())
+    }
+
+    pub(crate) async fn rename(
+        &self,
+        creds: &Creds,
+        from: (u64, &[u8]),
+        to: (u64, &[u8]),
+        flags: RenameFlags,
+    ) -> Result<()> {
+        check_name(to.1)?;
+        let (from, to) = ((self.inode(from.0), from.1), (self.inode(to.0), to.1));
+        let reply = self.backend.rename(creds, from, to, flags).await?;
+        self.inodes.touched(from.0.0);
+        self.inodes.touched(to.0.0);
+        for mut attr in reply.moved.into_iter().chain(reply.replaced) {
+            self.inodes.changed(&mut attr);
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn statfs(&self, creds: &Creds) -> Result<StatFsReply> {
+        self.backend.statfs(creds).await
+    }
+}
+
+pub(super) fn check_name(name: &[u8]) -> Result<()> {
+    if name.len() > NAME_MAX {
+        let what = format!(
+            "a name of {} bytes: at most {NAME_MAX} are allowed",
+            name.len()
+        );
+        return Err(Error::new(ErrorCode::NameTooLong, what));
+    }
+    Ok(())
+}
+
+fn kind_of_mode(mode: u32) -> Result<FileKind> {
+    match mode & libc::S_IFMT {
+        0 | libc::S_IFREG => Ok(FileKind::File),
+        libc::S_IFIFO => Ok(FileKind::Fifo),
+        libc::S_IFSOCK => Ok(FileKind::Socket),
+        libc::S_IFCHR => Ok(FileKind::CharDevice),
+        libc::S_IFBLK => Ok(FileKind::BlockDevice),
+        other => {
+            let what = format!("mknod of file type {other:o}: make it with mkdir or symlink");
+            Err(Error::new(ErrorCode::InvalidArgument, what))
+        }
+    }
+}
