@@ -56,6 +56,10 @@ mod read_many;
 mod resolve;
 mod retry;
 mod stats;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod write_buffer;
 
 pub use attr::Attr;

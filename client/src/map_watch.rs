@@ -23,11 +23,6 @@ pub(crate) struct MapWatch {
 }
 
 impl MapWatch {
-    /// A view fed by hand.
-    pub(crate) fn new(current: watch::Receiver<Arc<ClusterMap>>) -> Self {
-        Self { current }
-    }
-
     /// Fetches the first map and follows the manager until `stop`.
     pub(crate) async fn start(
         client: ClusterClient<Channel>,

@@ -128,7 +128,7 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn permanent_errors_come_back_at_once() {
         let (count, error) = attempts(None, Error::new(ErrorCode::NoSpace, "full")).await;
         assert_eq!((count, error.code), (1, ErrorCode::NoSpace));

@@ -127,7 +127,7 @@ impl Buffers {
     ) -> bool {
         let chunk = self.chunks.entry(index).or_default();
         if chunk.open.as_ref().is_some_and(|open| open.end() != offset) {
-            self.seal(index, Why::Flush);
+            self.close_run(index, Why::Flush);
         }
         let chunk = self.chunks.entry(index).or_default();
         let run = chunk.open.get_or_insert_with(|| Run {
@@ -142,15 +142,20 @@ impl Buffers {
         });
         run.push(data, permit);
         if run.end() == self.layout.chunk_size {
-            self.seal(index, Why::Flush);
+            self.close_run(index, Why::Flush);
         }
         self.needs_worker(index)
     }
 
     /// Seals the open run of a chunk. True if the chunk now needs a worker.
     pub(crate) fn seal(&mut self, index: u32, why: Why) -> bool {
+        self.close_run(index, why);
+        self.needs_worker(index)
+    }
+
+    fn close_run(&mut self, index: u32, why: Why) {
         let Some(chunk) = self.chunks.get_mut(&index) else {
-            return false;
+            return;
         };
         if let Some(mut run) = chunk.open.take() {
             run.gathered();
@@ -163,7 +168,6 @@ impl Buffers {
             self.outstanding.insert(run.number);
             chunk.sealed.push_back(run);
         }
-        self.needs_worker(index)
     }
 
     /// Seals everything. The chunks that need a worker, and the number to wait for.
@@ -227,7 +231,7 @@ impl Buffers {
         let start = self.layout.chunk_start(index.into());
         let chunk = self.chunks.get_mut(&index)?;
         if chunk.sealed.is_empty() && std::mem::take(&mut chunk.hurry) {
-            self.seal(index, Why::Flush);
+            self.close_run(index, Why::Flush);
         }
         let chunk = self.chunks.get_mut(&index)?;
         if let Some(run) = chunk.sealed.pop_front() {

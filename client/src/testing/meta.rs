@@ -1,0 +1,431 @@
+//! A metadata server with one directory, exactly-once changes, and faults on demand.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use emberfs_proto::cluster::ClusterMap;
+use emberfs_proto::layout::Layout;
+use emberfs_proto::pb::cluster_server::{Cluster, ClusterServer};
+use emberfs_proto::pb::metadata_server::{Metadata, MetadataServer};
+use emberfs_proto::{Error, ErrorCode, pb};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio_stream::wrappers::{TcpListenerStream, WatchStream};
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status};
+
+use super::{CLUSTER, Shared};
+
+type Reply<T> = Result<Response<T>, Status>;
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) files: HashMap<u64, pb::Attr>,
+    names: BTreeMap<Bytes, u64>,
+    links: HashMap<u64, Bytes>,
+    /// Open sessions: inode and whether for writing.
+    pub(crate) sessions: HashMap<u64, (u64, bool)>,
+    last_session: u64,
+    /// Every request that changes something: verb, request number, acknowledged.
+    pub(crate) changes: Vec<(&'static str, u64, u64)>,
+    /// Reported ends: (inode, end).
+    pub(crate) ends: Vec<(u64, Option<u64>)>,
+    pub(crate) attached: usize,
+    pub(crate) get_attrs: usize,
+    pub(crate) forgotten: bool,
+    records: HashMap<u64, pb::OpenReply>,
+    /// Verb, error, and whether the change is made before it is answered.
+    faults: VecDeque<(&'static str, ErrorCode, bool)>,
+    layout: Option<Layout>,
+}
+
+#[derive(Clone)]
+pub(crate) struct FakeMeta {
+    pub(crate) state: Shared<State>,
+    map: watch::Sender<Arc<ClusterMap>>,
+    addr: String,
+    task: Shared<Option<AbortHandle>>,
+}
+
+fn fail<T>(code: ErrorCode, what: &str) -> Result<T, Status> {
+    Err(Error::new(code, what).into())
+}
+
+impl FakeMeta {
+    pub(crate) async fn start(layout: Layout, map: ClusterMap) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        let root = pb::Attr {
+            inode: 1,
+            kind: pb::FileKind::Directory.into(),
+            mode: 0o755,
+            nlink: 2,
+            ..pb::Attr::default()
+        };
+        let state = State {
+            files: HashMap::from([(1, root)]),
+            layout: Some(layout),
+            ..State::default()
+        };
+        let this = Self {
+            state: Arc::new(parking_lot::Mutex::new(state)),
+            map: watch::Sender::new(Arc::new(map)),
+            addr,
+            task: Arc::default(),
+        };
+        this.serve(listener);
+        this
+    }
+
+    fn serve(&self, listener: TcpListener) {
+        let server = tonic::transport::Server::builder()
+            .add_service(MetadataServer::new(self.clone()))
+            .add_service(ClusterServer::new(self.clone()));
+        let task = tokio::spawn(async move {
+            server
+                .serve_with_incoming(TcpListenerStream::new(listener))
+                .await
+                .unwrap();
+        });
+        *self.task.lock() = Some(task.abort_handle());
+    }
+
+    /// Refuses connections from now on. Those that exist live on in their own tasks.
+    pub(crate) fn kill(&self) {
+        self.task.lock().take().unwrap().abort();
+    }
+
+    pub(crate) async fn revive(&self) {
+        let listener = TcpListener::bind(&self.addr).await.unwrap();
+        self.serve(listener);
+    }
+
+    pub(crate) fn addr(&self) -> &str {
+        &self.addr
+    }
+
+    pub(crate) fn publish(&self, map: ClusterMap) {
+        self.map.send_replace(Arc::new(map));
+    }
+
+    pub(crate) fn fault(&self, verb: &'static str, code: ErrorCode, after: bool, times: usize) {
+        self.state
+            .lock()
+            .faults
+            .extend(std::iter::repeat_n((verb, code, after), times));
+    }
+
+    pub(crate) fn attr(&self, inode: u64) -> pb::Attr {
+        self.state.lock().files[&inode].clone()
+    }
+
+    /// Adds a name for a file, directory or link.
+    pub(crate) fn plant(&self, name: &str, kind: pb::FileKind, size: u64, target: &str) -> u64 {
+        let mut state = self.state.lock();
+        let inode = state.new_inode(kind, 0o644);
+        state.files.get_mut(&inode).unwrap().size = size;
+        state
+            .names
+            .insert(Bytes::copy_from_slice(name.as_bytes()), inode);
+        state
+            .links
+            .insert(inode, Bytes::copy_from_slice(target.as_bytes()));
+        inode
+    }
+
+    /// Runs a change once per request number, with the faults that were asked for.
+    fn change<T>(
+        &self,
+        verb: &'static str,
+        caller: Option<&pb::Caller>,
+        run: impl FnOnce(&mut State) -> Result<T, Status>,
+    ) -> Result<T, Status> {
+        let caller = caller.unwrap();
+        assert!(
+            caller.request > caller.acknowledged,
+            "{verb} was acknowledged before its answer"
+        );
+        let mut state = self.state.lock();
+        state
+            .changes
+            .push((verb, caller.request, caller.acknowledged));
+        let fault = match state.faults.front() {
+            Some(fault) if fault.0 == verb => state.faults.pop_front(),
+            _ => None,
+        };
+        if let Some((_, code, false)) = fault {
+            return fail(code, "told to fail");
+        }
+        let done = run(&mut state);
+        match fault {
+            Some((_, code, true)) => fail(code, "told to lose the answer"),
+            _ => done,
+        }
+    }
+}
+
+impl State {
+    fn new_inode(&mut self, kind: pb::FileKind, mode: u32) -> u64 {
+        let inode = self.files.len() as u64 + 1;
+        let now = Some(std::time::SystemTime::now().into());
+        let attr = pb::Attr {
+            inode,
+            kind: kind.into(),
+            mode,
+            nlink: 1,
+            mtime: now,
+            layout: self.layout.map(Into::into),
+            truncate_epoch: 1,
+            ..pb::Attr::default()
+        };
+        self.files.insert(inode, attr);
+        inode
+    }
+
+    fn file(&mut self, inode: u64) -> Result<&mut pb::Attr, Status> {
+        match self.files.get_mut(&inode) {
+            Some(attr) => Ok(attr),
+            None => fail(ErrorCode::NotFound, "no such inode"),
+        }
+    }
+
+    fn session(&mut self, inode: u64, write: bool, created: bool) -> pb::OpenReply {
+        self.last_session += 1;
+        self.sessions.insert(self.last_session, (inode, write));
+        let attr = self.files.get(&inode).cloned();
+        pb::OpenReply {
+            attr,
+            session: self.last_session,
+            created,
+        }
+    }
+
+    fn resize(&mut self, inode: u64, size: u64) -> Result<(), Status> {
+        let attr = self.file(inode)?;
+        if size < attr.size {
+            attr.truncate_epoch += 1;
+        }
+        attr.size = size;
+        Ok(())
+    }
+
+    fn sync(&mut self, request: &pb::SyncRequest, close: bool) -> Reply<pb::AttrReply> {
+        if !self.sessions.contains_key(&request.session) {
+            return fail(ErrorCode::NoSession, "no such session");
+        }
+        if close {
+            self.sessions.remove(&request.session);
+        }
+        self.ends.push((request.inode, request.end));
+        let attr = self.file(request.inode)?;
+        if let Some(end) = request.end
+            && request.truncate_epoch == attr.truncate_epoch
+        {
+            attr.size = attr.size.max(end);
+        }
+        if request.mtime.is_some() {
+            attr.mtime = request.mtime;
+        }
+        Ok(Response::new(pb::AttrReply {
+            attr: Some(attr.clone()),
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl Metadata for FakeMeta {
+    async fn attach(&self, _: Request<pb::AttachRequest>) -> Reply<pb::AttachReply> {
+        let mut state = self.state.lock();
+        state.attached += 1;
+        let root = state.files.get(&1).cloned();
+        let cluster = CLUSTER.to_bytes();
+        Ok(Response::new(pb::AttachReply {
+            cluster,
+            protocol_version: 1,
+            root,
+            lease_ms: 300,
+        }))
+    }
+
+    async fn keep_alive(&self, _: Request<pb::KeepAliveRequest>) -> Reply<pb::KeepAliveReply> {
+        let sessions_lost = std::mem::take(&mut self.state.lock().forgotten);
+        Ok(Response::new(pb::KeepAliveReply {
+            lease_ms: 300,
+            sessions_lost,
+        }))
+    }
+
+    async fn lookup(&self, request: Request<pb::NameRequest>) -> Reply<pb::AttrReply> {
+        let state = self.state.lock();
+        match state.names.get(&request.get_ref().name) {
+            Some(inode) => Ok(Response::new(pb::AttrReply {
+                attr: state.files.get(inode).cloned(),
+            })),
+            None => fail(ErrorCode::NotFound, "no such name"),
+        }
+    }
+
+    async fn get_attr(&self, request: Request<pb::GetAttrRequest>) -> Reply<pb::AttrReply> {
+        let mut state = self.state.lock();
+        state.get_attrs += 1;
+        let attr = state.file(request.get_ref().inode)?.clone();
+        Ok(Response::new(pb::AttrReply { attr: Some(attr) }))
+    }
+
+    async fn set_attr(&self, request: Request<pb::SetAttrRequest>) -> Reply<pb::AttrReply> {
+        let request = request.into_inner();
+        self.change("set_attr", request.caller.as_ref(), |state| {
+            if let Some(size) = request.size {
+                state.resize(request.inode, size)?;
+            }
+            let attr = state.file(request.inode)?;
+            attr.mode = request.mode.unwrap_or(attr.mode);
+            attr.mtime = request.mtime.or(attr.mtime);
+            Ok(Response::new(pb::AttrReply {
+                attr: Some(attr.clone()),
+            }))
+        })
+    }
+
+    async fn create(&self, request: Request<pb::CreateRequest>) -> Reply<pb::OpenReply> {
+        let request = request.into_inner();
+        let number = request.caller.as_ref().unwrap().request;
+        self.change("create", request.caller.as_ref(), |state| {
+            if let Some(record) = state.records.get(&number) {
+                return Ok(Response::new(record.clone()));
+            }
+            let existing = state.names.get(&request.name).copied();
+            if existing.is_some() && request.exclusive {
+                return fail(ErrorCode::Exists, "exists");
+            }
+            let inode = match existing {
+                Some(inode) => inode,
+                None => state.new_inode(pb::FileKind::File, request.mode),
+            };
+            if request.truncate {
+                state.resize(inode, 0)?;
+            }
+            state.names.insert(request.name.clone(), inode);
+            let reply = state.session(inode, request.write, existing.is_none());
+            state.records.insert(number, reply.clone());
+            Ok(Response::new(reply))
+        })
+    }
+
+    async fn open(&self, request: Request<pb::OpenRequest>) -> Reply<pb::OpenReply> {
+        let request = request.into_inner();
+        self.change("open", request.caller.as_ref(), |state| {
+            state.file(request.inode)?;
+            if request.truncate {
+                state.resize(request.inode, 0)?;
+            }
+            Ok(Response::new(state.session(
+                request.inode,
+                request.write,
+                false,
+            )))
+        })
+    }
+
+    async fn sync(&self, request: Request<pb::SyncRequest>) -> Reply<pb::AttrReply> {
+        let request = request.into_inner();
+        self.change("sync", request.caller.as_ref(), |state| {
+            state.sync(&request, false)
+        })
+    }
+
+    async fn close(&self, request: Request<pb::SyncRequest>) -> Reply<pb::AttrReply> {
+        let request = request.into_inner();
+        self.change("close", request.caller.as_ref(), |state| {
+            state.sync(&request, true)
+        })
+    }
+
+    async fn readlink(&self, request: Request<pb::GetAttrRequest>) -> Reply<pb::ReadlinkReply> {
+        let target = self.state.lock().links[&request.get_ref().inode].clone();
+        Ok(Response::new(pb::ReadlinkReply { target }))
+    }
+
+    async fn mkdir(&self, _: Request<pb::MkdirRequest>) -> Reply<pb::AttrReply> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+
+    async fn symlink(&self, _: Request<pb::SymlinkRequest>) -> Reply<pb::AttrReply> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+
+    async fn mknod(&self, _: Request<pb::MknodRequest>) -> Reply<pb::AttrReply> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+
+    async fn link(&self, _: Request<pb::LinkRequest>) -> Reply<pb::AttrReply> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+
+    async fn unlink(&self, _: Request<pb::NameRequest>) -> Reply<pb::UnlinkReply> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+
+    async fn rmdir(&self, _: Request<pb::NameRequest>) -> Reply<pb::UnlinkReply> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+
+    async fn rename(&self, _: Request<pb::RenameRequest>) -> Reply<pb::RenameReply> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+
+    async fn read_dir(&self, _: Request<pb::ReadDirRequest>) -> Reply<pb::ReadDirReply> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+
+    async fn stat_fs(&self, _: Request<pb::StatFsRequest>) -> Reply<pb::StatFsReply> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+
+    async fn summary(&self, _: Request<pb::SummaryRequest>) -> Reply<pb::SummaryReply> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+
+    async fn list_inodes(&self, _: Request<pb::ListInodesRequest>) -> Reply<pb::ListInodesReply> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+}
+
+#[tonic::async_trait]
+impl Cluster for FakeMeta {
+    type HeartbeatStream = Pin<Box<dyn Stream<Item = Result<pb::HeartbeatReply, Status>> + Send>>;
+    type WatchClusterStream = Pin<Box<dyn Stream<Item = Result<pb::ClusterMapMsg, Status>> + Send>>;
+
+    async fn watch_cluster(&self, _: Request<pb::WatchRequest>) -> Reply<Self::WatchClusterStream> {
+        let maps = WatchStream::new(self.map.subscribe());
+        Ok(Response::new(Box::pin(
+            maps.map(|map| Ok(pb::ClusterMapMsg::from(&*map))),
+        )))
+    }
+
+    async fn get_map(&self, _: Request<pb::WatchRequest>) -> Reply<pb::ClusterMapMsg> {
+        Ok(Response::new(pb::ClusterMapMsg::from(&**self.map.borrow())))
+    }
+
+    async fn register(&self, _: Request<pb::RegisterRequest>) -> Reply<pb::RegisterReply> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+
+    async fn heartbeat(
+        &self,
+        _: Request<tonic::Streaming<pb::HeartbeatRequest>>,
+    ) -> Reply<Self::HeartbeatStream> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+
+    async fn leave(&self, _: Request<pb::LeaveRequest>) -> Reply<pb::LeaveReply> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+
+    async fn report(&self, _: Request<pb::ReportRequest>) -> Reply<pb::ReportReply> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+}

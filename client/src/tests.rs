@@ -1,0 +1,6 @@
+//! The client against a small fake cluster over real sockets.
+
+mod files;
+mod namespace;
+mod reads;
+mod writes;

@@ -1,0 +1,110 @@
+//! Calls to the metadata server: retries, numbers, paths.
+
+use std::time::Duration;
+
+use emberfs_proto::ErrorCode;
+use emberfs_proto::pb::FileKind;
+
+use crate::testing::*;
+use crate::{CreateFlags, Creds};
+
+#[tokio::test]
+async fn a_change_whose_answer_was_lost_is_repeated_under_its_number() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    cluster
+        .meta
+        .fault("create", ErrorCode::MaybeCommitted, true, 2);
+    let flags = CreateFlags {
+        exclusive: true,
+        write: true,
+        ..CreateFlags::default()
+    };
+    let made = client
+        .create(&me(), client.root(), b"f", 0o644, flags)
+        .await
+        .unwrap();
+    let changes = cluster.meta.state.lock().changes.clone();
+    assert_eq!(changes.iter().map(|c| c.1).collect::<Vec<_>>(), [1, 1, 1]);
+    let again = client
+        .create(&me(), client.root(), b"f", 0o644, flags)
+        .await
+        .err()
+        .unwrap();
+    assert_eq!(again.code, ErrorCode::Exists);
+    let last = cluster.meta.state.lock().changes.last().copied().unwrap();
+    assert_eq!((last.1, last.2), (2, 1), "the first is acknowledged");
+    drop(made);
+}
+
+#[tokio::test]
+async fn conflicts_are_run_again_and_permanent_errors_are_not() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    cluster.meta.fault("create", ErrorCode::Conflict, false, 3);
+    create(&client, "f").await;
+    assert_eq!(
+        cluster
+            .meta
+            .state
+            .lock()
+            .changes
+            .iter()
+            .filter(|c| c.0 == "create")
+            .count(),
+        4
+    );
+    let error = client
+        .lookup(&me(), client.root(), b"nothing")
+        .await
+        .unwrap_err();
+    assert_eq!(error.errno(), 2);
+}
+
+#[tokio::test]
+async fn a_dead_metadata_server_is_a_wait_then_a_success() {
+    let cluster = Cluster::start().await;
+    cluster.meta.kill();
+    // Its port refuses until it returns.
+    let connecting = tokio::spawn(crate::Client::connect(cluster.config()));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!connecting.is_finished());
+    cluster.meta.revive().await;
+    let client = connecting.await.unwrap().unwrap();
+    create(&client, "f").await;
+}
+
+#[tokio::test]
+async fn paths_follow_links_and_dots() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    let me = Creds::default();
+    let file = cluster.meta.plant("f", FileKind::File, 5, "");
+    cluster.meta.plant("dir", FileKind::Directory, 0, "");
+    cluster.meta.plant("link", FileKind::Symlink, 0, "dir/../f");
+    cluster
+        .meta
+        .plant("absolute", FileKind::Symlink, 0, "/link");
+    cluster.meta.plant("loop", FileKind::Symlink, 0, "loop");
+    for path in ["/f", "f", "//./f", "link", "/dir/../absolute", "../f"] {
+        assert_eq!(
+            client.resolve(&me, path).await.unwrap().inode,
+            file,
+            "{path}"
+        );
+    }
+    assert_eq!(client.resolve(&me, "/").await.unwrap().inode, 1);
+    assert_eq!(
+        client.resolve(&me, "loop").await.unwrap_err().code,
+        ErrorCode::Loop
+    );
+    assert_eq!(
+        client.resolve(&me, "f/x").await.unwrap_err().code,
+        ErrorCode::NotDirectory
+    );
+    let error = client.resolve(&me, "/nothing").await.unwrap_err();
+    assert!(
+        error.code == ErrorCode::NotFound && error.message.contains("/nothing"),
+        "{error}"
+    );
+}
