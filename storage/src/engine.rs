@@ -9,7 +9,7 @@
 //! 2. **The index is the only truth.** Data is durable before the record that refers to it; free blocks are
 //!    whatever no record owns, worked out at open ([`alloc`]).
 //! 3. **Cache entry, record and block ownership of a chunk change together**, under the chunk's gate, even
-//!    when the caller goes away ([`core`], [`index`]). A reader keeps the block it reads.
+//!    when the caller goes away ([`core`], [`writer`]). A reader keeps the block it reads.
 //! 4. **Nothing blocks a tokio worker.** Data goes through one io_uring with its own thread ([`ring`]), the index
 //!    has a writer and a reader thread, growing and punching block files a fourth ([`space`]). Each is
 //!    reached through a bounded lane ([`lane`]).
@@ -48,6 +48,7 @@ mod space;
 mod targets;
 mod transfer;
 mod types;
+mod writer;
 
 use std::sync::Arc;
 
@@ -87,6 +88,10 @@ impl Engine {
     ///
     /// `NodeConflict`: another engine, here or in another process, has the index open. (A server
     /// holds a [`identity::DiskLock`] as well, from before it looks at the disk's identity.)
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "callers move it into a blocking task"
+    )]
     pub fn open(config: EngineConfig) -> Result<Self> {
         Ok(Self {
             core: Arc::new(open::open(&config)?),
@@ -111,6 +116,7 @@ impl Engine {
     }
 
     /// Every target of the disk, in order.
+    #[expect(clippy::unused_async, reason = "as the other calls")]
     pub async fn targets(&self) -> Result<Vec<TargetId>> {
         self.core.list_targets()
     }

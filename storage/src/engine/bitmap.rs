@@ -62,7 +62,7 @@ impl Bitmap {
     /// The highest run of neighbours, at most `most` long, that ends below `below`.
     pub(super) fn last_run(&self, below: u32, most: u32) -> Option<std::ops::Range<u32>> {
         let mut word = (below as usize).div_ceil(64).min(self.words.len());
-        let mut mask = if below % 64 == 0 || word * 64 < below as usize {
+        let mut mask = if below.is_multiple_of(64) || word * 64 < below as usize {
             u64::MAX
         } else {
             (1 << (below % 64)) - 1

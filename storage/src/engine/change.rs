@@ -129,7 +129,7 @@ impl Core {
                     page,
                     chunk,
                 };
-                let (content, fresh) = self.store(&hold.touch, change).await?;
+                let (content, fresh) = self.store(&hold, change).await?;
                 (Pending::Write(content), fresh)
             }
         };

@@ -55,9 +55,9 @@ impl Class {
         while low < high {
             let middle = u8::midpoint(low, high);
             if Self(middle).capacity() >= len {
-                high = middle
+                high = middle;
             } else {
-                low = middle + 1
+                low = middle + 1;
             }
         }
         Some(Self(low))

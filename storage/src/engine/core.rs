@@ -14,12 +14,13 @@ use tokio::sync::{
 use super::alloc::Block;
 use super::cache::{Cache, Entry, Slot};
 use super::health::Health;
-use super::index::{self, Index, Op, ReadJob, Write, WriteJob};
+use super::index::{self, Index, Op, ReadJob};
 use super::lane::Lane;
 use super::record::Record;
 use super::ring::Ring;
 use super::space::{SpaceJob, SpaceMap};
 use super::types::Durability;
+use super::writer::{Write, WriteJob};
 
 /// The engine behind its handle.
 pub(super) struct Core {
@@ -46,11 +47,15 @@ pub(super) struct Touch {
     _alive: OwnedRwLockReadGuard<Alive>,
 }
 
+/// The right to change a chunk. I/O to a committed block keeps it until the kernel has answered, even
+/// if the caller goes away: a late write must not land on top of the next one's bytes.
+pub(super) type Gate = Arc<OwnedMutexGuard<()>>;
+
 /// A chunk that nobody else may change meanwhile.
 pub(super) struct Hold {
     pub(super) touch: Touch,
     pub(super) record: Option<Arc<Record>>,
-    _gate: OwnedMutexGuard<()>,
+    pub(super) gate: Gate,
 }
 
 impl std::fmt::Display for Touch {
@@ -127,7 +132,7 @@ impl Core {
         Ok(Hold {
             touch,
             record,
-            _gate: gate,
+            gate: Arc::new(gate),
         })
     }
 
@@ -219,7 +224,7 @@ impl Core {
         let key = index::key(hold.touch.target, hold.touch.chunk);
         let op = new
             .clone()
-            .map_or(Op::Delete(key), |record| Op::Put(key, record));
+            .map_or(Op::Delete(key), |record| Op::Put(key, Box::new(record)));
         let (reply, answer) = oneshot::channel();
         let allocator = Arc::clone(&self.map.allocator);
         let done = Box::new(move |result: Result<()>| {

@@ -1,7 +1,7 @@
 //! Injected I/O failures, for tests only.
 
 use std::io;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use super::ring::IoJob;
 
@@ -12,6 +12,8 @@ pub(crate) struct Faults {
     pub(crate) writes: AtomicI32,
     /// Not 0: the next index write fails.
     pub(crate) index: AtomicI32,
+    /// No flush without a request that asks for it.
+    pub(crate) no_idle_flush: AtomicBool,
 }
 
 impl Faults {

@@ -25,6 +25,10 @@ impl BlockFiles {
     /// Creates the directory `dir` if needed; opens no file yet.
     pub(super) fn new(dir: PathBuf) -> io::Result<Self> {
         std::fs::create_dir_all(&dir)?;
+        if let Some(disk) = dir.parent() {
+            // The name `blocks` must survive a power cut as well.
+            File::open(disk)?.sync_all()?;
+        }
         let files = std::array::from_fn(|_| OnceLock::new());
         Ok(Self {
             dir,

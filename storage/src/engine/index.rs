@@ -8,7 +8,7 @@
 //! **A block is reused only when its record is gone for good.** A commit is not flushed; after a loss
 //! of power the old version may be the committed one again, so the blocks that commits free are
 //! *retired* until the next flush of the log, which covers all earlier writes. Without any other
-//! write the writer flushes after [`IDLE_FLUSH`].
+//! write the writer flushes after [`IDLE_FLUSH`](super::writer::IDLE_FLUSH).
 //!
 //! **Cache, record and ownership change together**: the request carries a closure that the writer runs right
 //! after the batch is written, still under the chunk's gate, which travels in that closure. A caller
@@ -19,7 +19,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use emberfs_proto::ids::{ChunkIndex, ChunkKey, InodeId, TargetId};
 use emberfs_proto::{Error, ErrorCode, Result};
@@ -27,25 +26,17 @@ use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
     Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
 };
-use tokio::sync::oneshot;
 
-use super::classes::Loc;
 use super::health::Health;
-use super::lane::{Job, Lane, LaneEnd, Received};
+use super::lane::LaneEnd;
 use super::record::Record;
-use super::space::{SpaceJob, SpaceMap};
-use super::types::Durability;
 
-/// Requests in one group at most.
-const MAX_GROUP: usize = 256;
-/// Bytes in one group at most (a group ends with the request that passes this).
-const MAX_GROUP_BYTES: usize = 8 << 20;
-/// Blocks freed by commits are reusable after this at the latest.
-const IDLE_FLUSH: Duration = Duration::from_millis(50);
 /// Files that the index keeps open.
 const MAX_OPEN_FILES: i32 = 128;
 /// Memory for writes before they go to a table, bytes.
 const WRITE_BUFFER_BYTES: usize = 16 << 20;
+/// Log that is replayed at open at most, bytes.
+const MAX_LOG_BYTES: u64 = 64 << 20;
 /// Version of the disk's format.
 const FORMAT: &[u8] = b"emberfs engine 1";
 const FORMAT_KEY: &[u8] = b"format";
@@ -73,29 +64,10 @@ pub(super) enum TargetState {
 
 /// One change.
 pub(super) enum Op {
-    Put(Key, Record),
+    Put(Key, Box<Record>),
     Delete(Key),
     PutTarget(TargetId, TargetState),
     DeleteTarget(TargetId),
-}
-
-/// Changes that happen together.
-pub(super) struct Write {
-    pub(super) ops: Vec<Op>,
-    /// Flush before `done`.
-    pub(super) durable: bool,
-    /// Blocks that no record owns after this.
-    pub(super) frees: Vec<Loc>,
-    /// Runs on the writer thread, once the changes are visible or have failed.
-    pub(super) done: Box<dyn FnOnce(Result<()>) + Send>,
-}
-
-/// What the writer can be asked for.
-pub(super) enum WriteJob {
-    Write(Write),
-    /// Flushes all earlier writes, so that retired blocks are free.
-    Flush(oneshot::Sender<Result<()>>),
-    Stop,
 }
 
 /// What the reader can be asked for.
@@ -124,6 +96,8 @@ impl Index {
         options.set_max_open_files(MAX_OPEN_FILES);
         options.set_write_buffer_size(WRITE_BUFFER_BYTES);
         options.set_compression_type(DBCompressionType::None);
+        // The log is kept until every family has flushed; `targets` hardly ever fills its buffer.
+        options.set_max_total_wal_size(MAX_LOG_BYTES);
         options.set_keep_log_file_num(4);
         options.set_max_log_file_size(4 << 20);
         options.set_block_based_table_factory(&table);
@@ -309,7 +283,8 @@ impl Index {
             .map_err(|error| self.health.index_failed(&error))
     }
 
-    fn flush(&self) -> Result<()> {
+    /// Flushes the log: all earlier changes are durable.
+    pub(super) fn flush(&self) -> Result<()> {
         self.health.writable()?;
         self.db
             .flush_wal(true)
@@ -324,180 +299,5 @@ pub(super) fn run_reader(index: &Index, jobs: &LaneEnd<ReadJob>) {
             ReadJob::Query(query) => query(index),
             ReadJob::Stop => return,
         }
-    }
-}
-
-/// The writer thread.
-pub(super) struct Writer {
-    pub(super) index: Arc<Index>,
-    pub(super) durability: Durability,
-    pub(super) map: Arc<SpaceMap>,
-    pub(super) space: Lane<SpaceJob>,
-    /// Blocks whose records are gone, but not yet for good.
-    pub(super) retired: Vec<Loc>,
-    #[cfg(test)]
-    pub(super) faults: Arc<super::faults::Faults>,
-}
-
-/// What one turn of the writer works on. The jobs hold their places in the lane until the end.
-#[derive(Default)]
-struct Group {
-    lazy: Vec<Job<WriteJob>>,
-    durable: Vec<Job<WriteJob>>,
-    flushes: Vec<oneshot::Sender<Result<()>>>,
-    bytes: usize,
-    stop: bool,
-}
-
-impl Writer {
-    /// The thread's body.
-    pub(super) fn run(mut self, jobs: &LaneEnd<WriteJob>) {
-        loop {
-            let first = if self.retired.is_empty() {
-                jobs.recv()
-            } else {
-                match jobs.recv_timeout(IDLE_FLUSH) {
-                    Received::Job(job) => Some(job),
-                    Received::Closed => None,
-                    Received::Nothing => {
-                        // A failure shows in the health; the blocks stay retired.
-                        let _ = self.flush();
-                        continue;
-                    }
-                }
-            };
-            let Some(first) = first else { return };
-            let mut group = Group::default();
-            group.add(first);
-            while !group.full() {
-                let Received::Job(job) = jobs.try_recv() else {
-                    break;
-                };
-                group.add(job);
-            }
-            let stop = group.stop;
-            self.work(group);
-            if stop {
-                return;
-            }
-        }
-    }
-
-    fn work(&mut self, group: Group) {
-        let power = self.durability == Durability::Power;
-        self.write(group.lazy, false);
-        let durable = !group.durable.is_empty();
-        self.write(group.durable, power);
-        if !power || durable {
-            self.release();
-        }
-        if !group.flushes.is_empty() || group.stop {
-            let result = self.flush();
-            for reply in group.flushes {
-                let _ = reply.send(result.clone());
-            }
-        }
-    }
-
-    fn write(&mut self, jobs: Vec<Job<WriteJob>>, sync: bool) {
-        if jobs.is_empty() {
-            return;
-        }
-        let writes = jobs.iter().filter_map(|job| match &job.work {
-            WriteJob::Write(write) => Some(&write.ops),
-            WriteJob::Flush(_) | WriteJob::Stop => None,
-        });
-        let result = self
-            .fault()
-            .and_then(|()| self.index.apply(writes.flatten(), sync));
-        for job in jobs {
-            let WriteJob::Write(write) = job.work else {
-                continue;
-            };
-            if result.is_ok() {
-                for &loc in &write.frees {
-                    self.map.allocator.retire(loc);
-                    self.retired.push(loc);
-                }
-            }
-            (write.done)(result.clone());
-        }
-    }
-
-    #[cfg(test)]
-    fn fault(&self) -> Result<()> {
-        match self.faults.index.load(std::sync::atomic::Ordering::SeqCst) {
-            0 => Ok(()),
-            _ => {
-                self.map.health.fail("injected index failure");
-                self.map.health.writable()
-            }
-        }
-    }
-
-    #[cfg(not(test))]
-    #[expect(
-        clippy::unused_self,
-        clippy::unnecessary_wraps,
-        reason = "tests inject failures here"
-    )]
-    fn fault(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        if self.durability == Durability::Power {
-            self.index.flush()?;
-        }
-        self.release();
-        Ok(())
-    }
-
-    /// What was retired before the last flush is free. Never after a failure: the records may
-    /// come back.
-    fn release(&mut self) {
-        if self.map.health.writable().is_err() {
-            return;
-        }
-        for loc in self.retired.drain(..) {
-            self.map.allocator.disown(loc);
-            self.map.freed(&self.space, loc.class);
-        }
-    }
-}
-
-impl Group {
-    fn add(&mut self, job: Job<WriteJob>) {
-        match job.work {
-            WriteJob::Write(ref write) => {
-                self.bytes += write.ops.iter().map(size).sum::<usize>();
-                if write.durable {
-                    self.durable.push(job)
-                } else {
-                    self.lazy.push(job)
-                }
-            }
-            WriteJob::Flush(reply) => self.flushes.push(reply),
-            WriteJob::Stop => self.stop = true,
-        }
-    }
-
-    fn full(&self) -> bool {
-        let jobs = self.lazy.len() + self.durable.len() + self.flushes.len();
-        self.stop || jobs >= MAX_GROUP || self.bytes >= MAX_GROUP_BYTES
-    }
-}
-
-/// About how many bytes a change writes.
-fn size(op: &Op) -> usize {
-    match op {
-        Op::Put(_, record) => {
-            let pending = match &record.pending {
-                Some(super::record::Pending::Write(content)) => content.sums.len(),
-                _ => 0,
-            };
-            256 + 4 * (pending + record.committed.as_ref().map_or(0, |c| c.sums.len()))
-        }
-        _ => 32,
     }
 }

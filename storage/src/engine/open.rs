@@ -16,12 +16,13 @@ use super::classes::Class;
 use super::core::{Alive, Core};
 use super::files::BlockFiles;
 use super::health::Health;
-use super::index::{self, Index, Op, TargetState, Writer};
+use super::index::{self, Index, Op, TargetState};
 use super::lane::lane;
 use super::ring;
 use super::space::{self, SpaceMap};
 use super::targets::{DROP_BATCH, bounds};
 use super::types::EngineConfig;
+use super::writer::Writer;
 
 /// Index changes in work at most.
 const WRITER_DEPTH: usize = 1024;
@@ -166,7 +167,7 @@ fn start(
     })?);
     threads.push(spawn("index-write", move || run.run(&writer_end))?);
     threads.push(spawn("index-read", move || {
-        index::run_reader(&index, &reader_end)
+        index::run_reader(&index, &reader_end);
     })?);
     threads.push(spawn("space", move || space::run(&map, &space_end))?);
     drop(threads);

@@ -11,7 +11,7 @@ use futures::future::try_join_all;
 
 use super::alloc::Block;
 use super::classes::Class;
-use super::core::{Core, Touch};
+use super::core::{Core, Hold, Touch};
 use super::plan::{Edit, Placement, Plan, plan};
 use super::record::{Content, Stamp};
 use super::types::Durability;
@@ -33,9 +33,10 @@ impl Core {
     /// The pin keeps a fresh block until a record owns it.
     pub(super) async fn store(
         &self,
-        touch: &Touch,
+        hold: &Hold,
         change: Change<'_>,
     ) -> Result<(Content, Option<Arc<Block>>)> {
+        let touch = &hold.touch;
         let Change {
             base,
             edit,
@@ -69,7 +70,7 @@ impl Core {
             crc32(&buf[within(&range, region.buf.start)])
         });
         if let Some(block) = &block {
-            self.write_regions(touch, &plan, buffers, &data, block)
+            self.write_regions(hold, &plan, buffers, &data, block)
                 .await?;
         }
         let content = Content {
@@ -142,7 +143,7 @@ impl Core {
 
     async fn write_regions(
         &self,
-        touch: &Touch,
+        hold: &Hold,
         plan: &Plan,
         buffers: Vec<AlignedBuf>,
         data: &Bytes,
@@ -165,6 +166,7 @@ impl Core {
         }
         let loc = block.loc();
         let file = self.file(loc.class)?;
+        let touch = &hold.touch;
         let failed = |e: std::io::Error| {
             self.health
                 .write_failed(format_args!("{touch} to {loc}"), &e)
@@ -172,7 +174,7 @@ impl Core {
         try_join_all(writes.into_iter().map(|(at, bytes)| async move {
             let at = loc.start() + u64::from(at);
             self.ring
-                .write(file, at, bytes, block)
+                .write(file, at, bytes, block, Some(&hold.gate))
                 .await?
                 .map_err(failed)
         }))

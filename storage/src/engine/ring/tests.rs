@@ -1,5 +1,7 @@
 use super::*;
 use crate::engine::alloc::Allocator;
+use emberfs_proto::ErrorCode;
+use std::time::Duration;
 
 fn started(depth: u32) -> (Ring, std::thread::JoinHandle<()>) {
     let (ring, end) = ring(depth).unwrap();
@@ -28,7 +30,10 @@ async fn more_requests_than_the_ring_is_deep_are_all_answered() {
         async move {
             let at = u64::from(n) * 4096;
             let data = Bytes::from(vec![n; 4096]);
-            ring.write(file, at, data, pin).await.unwrap().unwrap();
+            ring.write(file, at, data, pin, None)
+                .await
+                .unwrap()
+                .unwrap();
             ring.flush(Class::for_len(1).unwrap(), file)
                 .await
                 .unwrap()
@@ -62,9 +67,9 @@ async fn the_thread_wakes_for_each_of_many_lone_requests() {
     for n in 0..500u64 {
         if n % 50 == 0 {
             // Asleep for certain.
-            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        ring.write(&file, n * 4096, Bytes::from(vec![1; 4096]), &pin)
+        ring.write(&file, n * 4096, Bytes::from(vec![1; 4096]), &pin, None)
             .await
             .unwrap()
             .unwrap();

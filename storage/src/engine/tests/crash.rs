@@ -14,12 +14,14 @@ const CHUNKS: u64 = 6;
 /// Chunk content beyond this is cut again.
 const MAX_LEN: usize = 150_000;
 
+type Effect = Box<dyn Fn(&mut Vec<u8>) + Send>;
+
 /// What version `version` of a chunk does, by itself.
-fn change(k: u64, version: u64) -> (Prepare, Box<dyn Fn(&mut Vec<u8>) + Send>) {
+fn change(k: u64, version: u64) -> (Prepare, Effect) {
     let seed = k * 1_000_003 + version;
     let r = pattern(8, seed);
     let number = |i: usize| usize::from(r[i]) << 8 | usize::from(r[i + 1]);
-    if r[0] % 5 == 0 {
+    if r[0].is_multiple_of(5) {
         let len = number(1);
         let kind = PrepareKind::Truncate { len: len as u32 };
         return (prepare(version, kind), Box::new(move |c| c.resize(len, 0)));
@@ -49,7 +51,7 @@ fn expected(k: u64, version: u64) -> Vec<u8> {
     content
 }
 
-fn disk_config(disk: PathBuf, power: bool) -> EngineConfig {
+fn disk_config(disk: &Path, power: bool) -> EngineConfig {
     let durability = if power {
         Durability::Power
     } else {
@@ -58,7 +60,7 @@ fn disk_config(disk: PathBuf, power: bool) -> EngineConfig {
     EngineConfig {
         durability,
         cache_entries: 1,
-        ..config(&disk)
+        ..config(disk)
     }
 }
 
@@ -67,7 +69,7 @@ fn disk_config(disk: PathBuf, power: bool) -> EngineConfig {
 #[ignore = "run by the crash tests as a process of its own"]
 fn child() {
     let disk = PathBuf::from(std::env::var_os(DISK).expect("only run by its parent"));
-    let config = disk_config(disk, std::env::var_os(POWER).is_some());
+    let config = disk_config(&disk, std::env::var_os(POWER).is_some());
     let say = |what: String| {
         let mut out = std::io::stdout().lock();
         writeln!(out, "\n@{what}").unwrap();
@@ -97,9 +99,7 @@ fn child() {
                 })
             })
             .collect();
-        for task in tasks {
-            task.await.unwrap();
-        }
+        futures::future::join_all(tasks).await;
     });
 }
 
@@ -151,7 +151,7 @@ fn crash_rounds(power: bool, rounds: u64) {
     for round in 0..rounds {
         let acks = usize::from(pattern(1, round + 77)[0]) + 1;
         run_and_kill(dir.path(), power, acks, &mut seen);
-        let config = disk_config(dir.path().to_owned(), power);
+        let config = disk_config(dir.path(), power);
         runtime().block_on(async {
             let engine = open(&config).await;
             sound(&engine).await;

@@ -178,25 +178,43 @@ async fn an_append_after_a_cut_leaves_the_older_bytes_alone() {
 fn a_caller_that_goes_away_leaves_the_chunk_whole_and_no_block_behind() {
     runtime().block_on(async {
         let (_dir, _, engine) = fresh().await;
-        let mut finished = 0;
-        for round in 0..150u64 {
+        let (mut finished, mut abandoned) = (0, 0);
+        for round in 0..300u64 {
             let k = key(round % 4);
             let meta = engine.meta(T, k).await.unwrap();
-            let committed = meta.as_ref().map_or(0, |m| m.committed.0);
+            let (committed, len) = meta
+                .as_ref()
+                .map_or((0, 0), |m| (m.committed.0, m.committed_len));
+            if committed > 0 {
+                // Each page against its checksum.
+                engine.verify(T, k).await.unwrap();
+            }
             if let Some(pending) = meta.and_then(|m| m.pending) {
-                let read = content(&engine, k, ReadVersion::Pending).await.unwrap();
-                assert_eq!(read, uniform(pending.version.0));
-                commit(&engine, k, pending.version.0).await;
+                content(&engine, k, ReadVersion::Pending).await.unwrap();
+                if round % 3 == 0 {
+                    engine.abort(T, k, pending.version).await.unwrap();
+                } else {
+                    commit(&engine, k, pending.version.0).await;
+                }
                 continue;
             }
             let version = committed + 1;
-            let change = engine.prepare(T, k, replace(version, &uniform(version)));
-            let patience = Duration::from_micros(round * 7 % 400);
-            finished += u32::from(tokio::time::timeout(patience, change).await.is_ok());
-            let commit = engine.commit(T, k, version.into(), 1.into());
-            let _ = tokio::time::timeout(patience, commit).await;
+            // Half of them append in place: a late write must not land on the next one's bytes.
+            let change = match (round % 4 < 2, len) {
+                (true, 1..500_000) => write(version, len, &pattern(30_000, round)),
+                _ => replace(version, &pattern(60_000, round)),
+            };
+            let change = engine.prepare(T, k, change);
+            let patience = Duration::from_micros(round * 7 % 500);
+            match tokio::time::timeout(patience, change).await {
+                Ok(_) => finished += 1,
+                Err(_) => abandoned += 1,
+            }
         }
-        assert!(finished < 150);
+        assert!(
+            finished > 10 && abandoned > 10,
+            "{finished} finished, {abandoned} abandoned"
+        );
         sound(&engine).await;
         engine.shutdown().await;
     });
