@@ -1,7 +1,6 @@
 //! The way to storage servers: which replica, which connection, how many at once.
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -147,17 +146,11 @@ impl ChunkIo {
     }
 
     /// What ends a pause early: a map that may change the outcome.
-    pub(crate) fn wake(
-        &self,
-        class: RetryClass,
-        used: MapVersion,
-    ) -> impl Future<Output = ()> + use<'_> {
-        async move {
-            match class {
-                // The server only asks for time.
-                RetryClass::BackOff => std::future::pending().await,
-                _ => self.map.newer(used).await,
-            }
+    pub(crate) async fn wake(&self, class: RetryClass, used: MapVersion) {
+        match class {
+            // The server only asks for time.
+            RetryClass::BackOff => std::future::pending().await,
+            _ => self.map.newer(used).await,
         }
     }
 

@@ -20,7 +20,7 @@ use crate::stats::Stats;
 use crate::{ClientConfig, Creds, background};
 
 /// Longest [`Client::shutdown`], when the client has no limit of its own.
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(60);
+const SHUTDOWN_LIMIT: Duration = Duration::from_mins(1);
 /// Files closed at the same time at shutdown.
 const SHUTDOWN_CLOSES: usize = 16;
 

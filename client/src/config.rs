@@ -37,7 +37,7 @@ impl Default for ClientConfig {
         Self {
             meta: "127.0.0.1:7400".to_owned(),
             cluster: None,
-            io_timeout: Some(Duration::from_secs(120)),
+            io_timeout: Some(Duration::from_mins(2)),
             connect_timeout: Duration::from_secs(30),
             connections_per_node: 4,
             read_ahead_bytes: 32 << 20,

@@ -151,13 +151,25 @@ impl InodeState {
 
     /// Opens that are not closed.
     pub(crate) fn open_handles(&self) -> Vec<Arc<Handle>> {
-        let handles = self.handles.lock();
-        let live = handles.iter().filter_map(Weak::upgrade);
-        live.filter(|h| !h.closed.load(Ordering::Acquire)).collect()
+        let mut handles = self.live_handles();
+        handles.retain(|handle| !handle.closed.load(Ordering::Acquire));
+        handles
     }
 
-    /// Some open for writing.
+    /// Some open for writing; one that is being closed if there is no other: what it has not reported
+    /// yet can be reported through it.
     pub(crate) fn writer(&self) -> Option<Arc<Handle>> {
-        self.open_handles().into_iter().find(|h| h.write)
+        let mut writers = self.live_handles();
+        writers.retain(|handle| handle.write);
+        writers.sort_by_key(|handle| handle.closed.load(Ordering::Acquire));
+        writers.into_iter().next()
+    }
+
+    fn live_handles(&self) -> Vec<Arc<Handle>> {
+        self.handles
+            .lock()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect()
     }
 }

@@ -23,7 +23,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A silent connection is tested this often, and given up when no answer comes as long again.
 const PING_EVERY: Duration = Duration::from_secs(5);
 /// Longest wait for one answer; then the request is repeated.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(60);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_mins(1);
 /// Largest message accepted: a cluster map of a few hundred thousand targets.
 const MAX_MESSAGE: usize = 64 << 20;
 

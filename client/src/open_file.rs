@@ -14,7 +14,7 @@ use crate::write_buffer::Why;
 use crate::{Attr, Creds, OpenFlags};
 
 /// Longest background close of a file that was dropped, when the client has no limit of its own.
-const BACKGROUND_CLOSE: Duration = Duration::from_secs(120);
+const BACKGROUND_CLOSE: Duration = Duration::from_mins(2);
 
 /// An open file. Clones share one session; dropping the last without [`File::close`] closes it in the
 /// background, and an error of that goes to the log.

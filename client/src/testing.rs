@@ -44,7 +44,7 @@ impl Cluster {
             stripe_width: CHAINS,
             seed: 5,
         };
-        let map = map(&storage, 1);
+        let map = map(&storage, 1, None);
         let meta = FakeMeta::start(layout, map).await;
         Self { storage, meta }
     }
@@ -66,7 +66,13 @@ impl Cluster {
     /// the clients.
     pub(crate) fn next_map(&self) {
         let version = self.storage.next_version();
-        self.meta.publish(map(&self.storage, version));
+        self.meta.publish(map(&self.storage, version, None));
+    }
+
+    /// As [`Self::next_map`], without a node.
+    pub(crate) fn next_map_without(&self, node: u32) {
+        let version = self.storage.next_version();
+        self.meta.publish(map(&self.storage, version, Some(node)));
     }
 }
 
@@ -100,7 +106,7 @@ pub(crate) fn pattern(len: usize, seed: u8) -> bytes::Bytes {
 }
 
 /// The map at a chain version; targets of chain c are c*10+1… on nodes 1…
-fn map(storage: &FakeStorage, version: u64) -> ClusterMap {
+fn map(storage: &FakeStorage, version: u64, down: Option<u32>) -> ClusterMap {
     let mut map = ClusterMap {
         version: MapVersion(version),
         cluster: CLUSTER,
@@ -123,13 +129,17 @@ fn map(storage: &FakeStorage, version: u64) -> ClusterMap {
         let ids: Vec<_> = (1..=NODES)
             .map(|n| TargetId(u64::from(chain * 10 + n)))
             .collect();
-        for (&id, node) in ids.iter().zip(1..) {
+        for (&id, node) in ids.iter().zip(1u32..) {
             let target = Target {
                 id,
                 chain: ChainId(chain),
                 node: NodeId(node),
                 disk: DiskId(u128::from(node)),
-                state: PublicState::Serving,
+                state: if down == Some(node) {
+                    PublicState::Offline
+                } else {
+                    PublicState::Serving
+                },
             };
             map.targets.insert(id, target);
         }

@@ -114,7 +114,7 @@ fn memory_bounds_the_window_and_comes_back() {
 #[test]
 fn a_write_drops_the_blocks_it_touches_and_buffered_writes_stop_fetching() {
     let mut f = Fixture::new(64 * MIB);
-    (0..4).for_each(|i| drop(f.read(i * MIB, MIB)));
+    (0..4).for_each(|i| _ = f.read(i * MIB, MIB));
     f.ahead.invalidate(4 * MIB + 5, 1);
     f.around.dirty = true;
     let before = f.fetched.len();
@@ -126,7 +126,7 @@ fn a_write_drops_the_blocks_it_touches_and_buffered_writes_stop_fetching() {
 #[test]
 fn streams_that_stand_still_give_their_memory_back() {
     let mut f = Fixture::new(64 * MIB);
-    (0..4).for_each(|i| drop(f.read(i * MIB, MIB)));
+    (0..4).for_each(|i| _ = f.read(i * MIB, MIB));
     f.ahead.expire(Instant::now());
     assert!(f.budget.available_permits() as u64 != 64 * MIB);
     f.ahead.expire(Instant::now() + IDLE);
@@ -137,7 +137,7 @@ fn streams_that_stand_still_give_their_memory_back() {
 fn the_end_of_the_file_ends_the_read_ahead() {
     let mut f = Fixture::new(64 * MIB);
     f.around.size = 5 * MIB + 123;
-    (0..5).for_each(|i| drop(f.read(i * MIB, MIB)));
+    (0..5).for_each(|i| _ = f.read(i * MIB, MIB));
     assert_eq!(
         f.fetched.iter().map(|(o, l)| o + l).max(),
         Some(5 * MIB + 123)

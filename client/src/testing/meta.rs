@@ -119,7 +119,7 @@ impl FakeMeta {
     }
 
     pub(crate) fn attr(&self, inode: u64) -> pb::Attr {
-        self.state.lock().files[&inode].clone()
+        self.state.lock().files[&inode]
     }
 
     /// Adds a name for a file, directory or link.
@@ -195,7 +195,7 @@ impl State {
     fn session(&mut self, inode: u64, write: bool, created: bool) -> pb::OpenReply {
         self.last_session += 1;
         self.sessions.insert(self.last_session, (inode, write));
-        let attr = self.files.get(&inode).cloned();
+        let attr = self.files.get(&inode).copied();
         pb::OpenReply {
             attr,
             session: self.last_session,
@@ -229,9 +229,7 @@ impl State {
         if request.mtime.is_some() {
             attr.mtime = request.mtime;
         }
-        Ok(Response::new(pb::AttrReply {
-            attr: Some(attr.clone()),
-        }))
+        Ok(Response::new(pb::AttrReply { attr: Some(*attr) }))
     }
 }
 
@@ -240,7 +238,7 @@ impl Metadata for FakeMeta {
     async fn attach(&self, _: Request<pb::AttachRequest>) -> Reply<pb::AttachReply> {
         let mut state = self.state.lock();
         state.attached += 1;
-        let root = state.files.get(&1).cloned();
+        let root = state.files.get(&1).copied();
         let cluster = CLUSTER.to_bytes();
         Ok(Response::new(pb::AttachReply {
             cluster,
@@ -262,7 +260,7 @@ impl Metadata for FakeMeta {
         let state = self.state.lock();
         match state.names.get(&request.get_ref().name) {
             Some(inode) => Ok(Response::new(pb::AttrReply {
-                attr: state.files.get(inode).cloned(),
+                attr: state.files.get(inode).copied(),
             })),
             None => fail(ErrorCode::NotFound, "no such name"),
         }
@@ -271,7 +269,7 @@ impl Metadata for FakeMeta {
     async fn get_attr(&self, request: Request<pb::GetAttrRequest>) -> Reply<pb::AttrReply> {
         let mut state = self.state.lock();
         state.get_attrs += 1;
-        let attr = state.file(request.get_ref().inode)?.clone();
+        let attr = *state.file(request.get_ref().inode)?;
         Ok(Response::new(pb::AttrReply { attr: Some(attr) }))
     }
 
@@ -284,9 +282,7 @@ impl Metadata for FakeMeta {
             let attr = state.file(request.inode)?;
             attr.mode = request.mode.unwrap_or(attr.mode);
             attr.mtime = request.mtime.or(attr.mtime);
-            Ok(Response::new(pb::AttrReply {
-                attr: Some(attr.clone()),
-            }))
+            Ok(Response::new(pb::AttrReply { attr: Some(*attr) }))
         })
     }
 
@@ -295,7 +291,7 @@ impl Metadata for FakeMeta {
         let number = request.caller.as_ref().unwrap().request;
         self.change("create", request.caller.as_ref(), |state| {
             if let Some(record) = state.records.get(&number) {
-                return Ok(Response::new(record.clone()));
+                return Ok(Response::new(*record));
             }
             let existing = state.names.get(&request.name).copied();
             if existing.is_some() && request.exclusive {
@@ -310,7 +306,7 @@ impl Metadata for FakeMeta {
             }
             state.names.insert(request.name.clone(), inode);
             let reply = state.session(inode, request.write, existing.is_none());
-            state.records.insert(number, reply.clone());
+            state.records.insert(number, reply);
             Ok(Response::new(reply))
         })
     }

@@ -41,6 +41,23 @@ async fn a_close_that_nobody_waits_for_any_more_still_happens() {
 }
 
 #[tokio::test]
+async fn a_truncate_comes_after_the_background_close_of_a_dropped_file() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    let file = create(&client, "f").await;
+    let inode = file.inode();
+    file.write(0, pattern(1000, 1)).await.unwrap();
+    drop(file);
+    let changes = crate::SetAttr {
+        size: Some(10),
+        ..crate::SetAttr::default()
+    };
+    client.setattr(&me(), inode, changes, None).await.unwrap();
+    eventually("closed", || cluster.meta.state.lock().sessions.is_empty()).await;
+    assert_eq!(cluster.meta.attr(inode.0).size, 10);
+}
+
+#[tokio::test]
 async fn shutdown_leaves_nothing_behind() {
     let cluster = Cluster::start().await;
     let client = cluster.client().await;

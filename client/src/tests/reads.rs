@@ -154,6 +154,38 @@ async fn a_client_behind_the_servers_waits_for_the_newer_map() {
 }
 
 #[tokio::test]
+async fn a_replica_that_hangs_is_left_as_soon_as_the_map_says_so() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    let data = pattern(CHUNK, 5);
+    let file = planted(&cluster, &client, &data, CHUNK).await;
+    for node in 1..=3 {
+        cluster
+            .storage
+            .fault(node, Opcode::Read, Fault::Slow(Duration::from_mins(1)), 1);
+    }
+    let reads: Vec<_> = (0..3)
+        .map(|_| {
+            let file = file.clone();
+            tokio::spawn(async move { file.read(0, CHUNK).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let started = std::time::Instant::now();
+    for node in 1..=3 {
+        cluster.next_map_without(node);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for read in reads {
+        assert!(read.await.unwrap().unwrap() == data);
+    }
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "waited for the time-out"
+    );
+}
+
+#[tokio::test]
 async fn patience_ends_with_a_message_that_names_the_cause() {
     let cluster = Cluster::start().await;
     let config = crate::ClientConfig {

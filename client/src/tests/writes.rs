@@ -166,6 +166,23 @@ async fn a_write_follows_the_map_under_the_same_tag() {
 }
 
 #[tokio::test]
+async fn a_hanging_head_is_left_as_soon_as_the_map_says_so() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    let file = create(&client, "f").await;
+    cluster
+        .storage
+        .fault(1, Opcode::Write, Fault::Slow(Duration::from_mins(1)), 1);
+    file.write(0, pattern(10, 0)).await.unwrap();
+    let sync = tokio::spawn(async move { file.sync().await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    cluster.next_map_without(1);
+    let sync = tokio::time::timeout(Duration::from_secs(5), sync).await;
+    sync.expect("waited for the time-out").unwrap().unwrap();
+    assert!(cluster.storage.writes().iter().all(|w| w.node == 2));
+}
+
+#[tokio::test]
 async fn each_handle_hears_of_a_failure_once() {
     let cluster = Cluster::start().await;
     let client = cluster.client().await;
@@ -271,27 +288,24 @@ async fn truncate_comes_after_all_writes_and_drops_those_beyond() {
     file.write(3 * CHUNK as u64, pattern(5000, 2))
         .await
         .unwrap();
-    let size = Some(2 * CHUNK as u64 + 100);
+    let size = 2 * CHUNK as u64 + 100;
     let changes = SetAttr {
-        size,
+        size: Some(size),
         ..SetAttr::default()
     };
     let attr = client
         .setattr(&me(), file.inode(), changes, Some(&file))
         .await
         .unwrap();
-    assert_eq!((attr.size, file.size()), (size.unwrap(), size.unwrap()));
+    assert_eq!((attr.size, file.size()), (size, size));
     let beyond = cluster.storage.writes().iter().any(|w| w.key.index.0 == 3);
     assert!(!beyond, "the last chunk was dropped before it was sent");
     // The length was reported before the truncate: the server must know what there is to cut.
     assert_eq!(cluster.meta.state.lock().ends.len(), 1);
     file.sync().await.unwrap();
-    assert_eq!(
-        client.getattr(file.inode()).await.unwrap().size,
-        size.unwrap()
-    );
+    assert_eq!(client.getattr(file.inode()).await.unwrap().size, size);
     file.write(0, pattern(10, 3)).await.unwrap();
-    assert_eq!(file.sync().await.unwrap().size, size.unwrap());
+    assert_eq!(file.sync().await.unwrap().size, size);
 }
 
 #[tokio::test]
