@@ -1,0 +1,203 @@
+//! Garbage collection: the chunks of files without names.
+//!
+//! An unlinked file is garbage (`G` record) from the transaction that took its last name. Once nobody has
+//! it open it is *condemned*: marked so that nobody opens it any more. Only after the mark is durable,
+//! and still nobody has it open, are its chunks removed, on all chains of its stripe; only after
+//! every chain has confirmed do the records go. Each step may be interrupted and done again.
+//!
+//! After a start nothing is collected for one client lease: read sessions live in memory, and clients
+//! need that time to open again what they had open.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use emberfs_proto::Result;
+use emberfs_proto::ids::InodeId;
+use futures::StreamExt;
+use tokio_util::sync::CancellationToken;
+
+use crate::namespace::Namespace;
+use crate::namespace::core::Core;
+use crate::namespace::keys;
+
+/// Garbage records read at once.
+const PAGE: usize = 256;
+/// Files whose chunks are removed at once; each asks all chains of its stripe.
+const PARALLEL: usize = 8;
+
+/// One garbage record.
+#[derive(Clone, Debug)]
+struct Garbage {
+    key: Vec<u8>,
+    inode: InodeId,
+}
+
+/// What one pass did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pass {
+    /// Files that are gone.
+    pub(crate) removed: u64,
+    /// Files that could not be removed and stay for the next pass.
+    pub(crate) failed: u64,
+}
+
+/// Longest pause between two rounds while something fails.
+const MAX_PAUSE: Duration = Duration::from_mins(1);
+
+/// Sweeps in the background until `stop`: departed clients, forgotten truncations, garbage.
+pub(crate) async fn run(namespace: Arc<Namespace>, interval: Duration, stop: CancellationToken) {
+    let started = Instant::now();
+    let mut failures = 0u32;
+    let mut swept: Option<Instant> = None;
+    loop {
+        // Unavailable chains are asked less and less often.
+        let backed_off = interval.saturating_mul(1 << failures.min(16));
+        let pause = backed_off.min(MAX_PAUSE).max(interval);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+            // While something fails, new garbage does not shorten the pause.
+            () = namespace.core.garbage.notified(), if failures == 0 => {}
+        }
+        // Looking through all sessions is for the timer, not for every unlink.
+        let sweep = swept.is_none_or(|at| at.elapsed() >= interval);
+        if sweep {
+            swept = Some(Instant::now());
+        }
+        let collects = started.elapsed() >= namespace.core.sessions.lease();
+        let result = tokio::select! {
+            () = stop.cancelled() => return,
+            result = round(&namespace, sweep, collects) => result,
+        };
+        match result {
+            Ok(Pass { failed: 0, removed }) => {
+                failures = 0;
+                if removed > 0 {
+                    tracing::debug!(removed, "chunks of deleted files removed");
+                }
+            }
+            Ok(Pass { failed, removed }) => {
+                failures = failures.saturating_add(1);
+                tracing::warn!(removed, failed, "some chunks cannot be removed or cut yet");
+            }
+            Err(error) => {
+                failures = failures.saturating_add(1);
+                tracing::warn!(%error, "the background sweep failed; it will be tried again");
+            }
+        }
+    }
+}
+
+async fn round(namespace: &Arc<Namespace>, sweep: bool, collects: bool) -> Result<Pass> {
+    let mut failed = 0;
+    if sweep {
+        namespace.expire(Instant::now()).await?;
+        failed += namespace.sweep_trims().await?;
+    }
+    let mut pass = Pass::default();
+    if collects {
+        pass = collect(namespace).await?;
+    }
+    pass.failed += failed;
+    Ok(pass)
+}
+
+/// Removes all garbage that nobody has open. Ends early when nothing of a page can be removed.
+pub(crate) async fn collect(namespace: &Arc<Namespace>) -> Result<Pass> {
+    let mut pass = Pass::default();
+    let mut span = keys::garbage_all();
+    loop {
+        let from = span.clone();
+        let page = namespace
+            .blocking(move |core| core.read(|tx| tx.scan(&from, PAGE)))
+            .await?;
+        let Some((last, _)) = page.last() else {
+            return Ok(pass);
+        };
+        span = span.after(last);
+        let candidates = page.iter().filter_map(|(key, _)| {
+            let inode = keys::parse_garbage(key)?;
+            let key = key.to_vec();
+            Some(Garbage { key, inode })
+        });
+        let closed: Vec<_> = candidates
+            .filter(|g| !namespace.core.sessions.is_open(g.inode))
+            .collect();
+        let condemned = namespace.blocking(move |core| core.condemn(closed)).await?;
+        let results: Vec<_> = futures::stream::iter(condemned)
+            .map(|garbage| remove(namespace, garbage))
+            .buffer_unordered(PARALLEL)
+            .collect()
+            .await;
+        let mut removed = 0;
+        for result in &results {
+            match result {
+                Ok(()) => removed += 1,
+                Err(error) => {
+                    pass.failed += 1;
+                    tracing::debug!(%error, "cannot remove a deleted file's chunks yet");
+                }
+            }
+        }
+        pass.removed += removed;
+        if removed == 0 && !results.is_empty() {
+            return Ok(pass);
+        }
+    }
+}
+
+/// Removes the chunks of a condemned inode, then its records.
+async fn remove(namespace: &Arc<Namespace>, garbage: Garbage) -> Result<()> {
+    let inode = garbage.inode;
+    let record = namespace
+        .blocking(move |core| core.read(|tx| tx.inode(inode)))
+        .await?;
+    if let Some(record) = &record {
+        namespace
+            .chunks
+            .remove(inode, record.file_layout()?)
+            .await?;
+    }
+    namespace
+        .blocking(move |core| {
+            core.write(|tx| {
+                if let Some(record) = tx.inode(inode)? {
+                    tx.drop_inode(&record);
+                    tx.delete(&keys::trim(inode));
+                }
+                tx.delete(&garbage.key);
+                tx.add(keys::GARBAGE, -1);
+                Ok(())
+            })
+        })
+        .await
+}
+
+impl Core {
+    /// Marks inodes as not to be opened any more; answers those that nobody has open.
+    fn condemn(&self, garbage: Vec<Garbage>) -> Result<Vec<Garbage>> {
+        self.write(|tx| {
+            for one in &garbage {
+                if let Some(mut record) = tx.inode(one.inode)?.filter(|record| !record.condemned) {
+                    record.condemned = true;
+                    tx.put_inode(&record);
+                }
+            }
+            Ok(())
+        })?;
+        // An open that came first is in the table by now; a later one finds the mark.
+        let (open, condemned): (Vec<_>, Vec<_>) = garbage
+            .into_iter()
+            .partition(|g| self.sessions.is_open(g.inode));
+        for one in open {
+            self.write(|tx| {
+                if let Some(mut record) = tx.inode(one.inode)? {
+                    record.condemned = false;
+                    tx.put_inode(&record);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(condemned)
+    }
+}

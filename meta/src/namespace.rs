@@ -1,0 +1,459 @@
+//! The namespace: inodes, names, lengths, sessions.
+//!
+//! A request is decoded, run as **one** transaction on the blocking pool ([`ops`]), and answered. The
+//! few that touch chunks (truncation, a length from before one, garbage) do so between
+//! transactions, and what must not be forgotten in between is a record: see [`length`], [`trim`] and
+//! [`crate::gc`].
+//!
+//! Each request that changes something is carried out exactly once: its answer is stored in its
+//! transaction under `(client, request)`, until the client acknowledges it or departs.
+
+mod access;
+pub(crate) mod core;
+mod expiry;
+mod ids;
+pub(crate) mod keys;
+mod length;
+mod names;
+mod ops;
+pub(crate) mod records;
+mod status;
+mod time;
+mod trim;
+mod tx;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use emberfs_proto::cluster::ClusterMap;
+use emberfs_proto::ids::{ClusterId, InodeId, SessionId};
+use emberfs_proto::{Error, ErrorCode, Result, pb, wire};
+use tokio::sync::{Semaphore, watch};
+
+use self::core::{Core, LayoutDefaults, Operation, Step, Who};
+use self::ops::sync::{Report, Settled};
+use self::records::ClientRecord;
+use crate::chunks::ChunkStore;
+use crate::config::MetaConfig;
+use crate::kv::Engine;
+use crate::sessions::{Held, Sessions};
+
+/// Transactions running at once. Each occupies a thread that mostly waits for the group commit, so
+/// this is also how many changes one synced write can carry.
+const TRANSACTIONS: usize = 256;
+
+/// The space that storage has, for `statfs`.
+pub(crate) type SpaceSource = Box<dyn Fn() -> pb::Space + Send + Sync>;
+
+/// See the module.
+pub(crate) struct Namespace {
+    pub(crate) core: Arc<Core>,
+    pub(crate) chunks: Arc<dyn ChunkStore>,
+    cluster: ClusterId,
+    space: SpaceSource,
+    trims: trim::Turns,
+    permits: Semaphore,
+    started: Instant,
+}
+
+impl Namespace {
+    /// Opens the namespace in `engine`. Blocks.
+    pub(crate) fn open(
+        config: &MetaConfig,
+        engine: Arc<dyn Engine>,
+        cluster: ClusterId,
+        map: watch::Receiver<Arc<ClusterMap>>,
+        chunks: Arc<dyn ChunkStore>,
+        space: SpaceSource,
+    ) -> Result<Arc<Self>> {
+        let sessions = Arc::new(Sessions::new(config.client_lease()));
+        let defaults = LayoutDefaults {
+            chunk_size: config.chunk_size,
+            page_size: config.page_size,
+            stripe_width: config.stripe_width,
+        };
+        Ok(Arc::new(Self {
+            core: Arc::new(Core::open(engine, map, defaults, sessions)?),
+            chunks,
+            cluster,
+            space,
+            trims: trim::Turns::default(),
+            permits: Semaphore::new(TRANSACTIONS),
+            started: Instant::now(),
+        }))
+    }
+
+    /// Runs `work`, which may block, outside the runtime's workers.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Core) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let stopping = || Error::new(ErrorCode::Unavailable, "the metadata server is stopping");
+        let _permit = self.permits.acquire().await.map_err(|_| stopping())?;
+        let core = self.core.clone();
+        match tokio::task::spawn_blocking(move || work(&core)).await {
+            Ok(result) => result,
+            Err(failure) if failure.is_panic() => {
+                tracing::error!(%failure, "a request panicked");
+                let what = "the metadata server failed on this request; its log has the details";
+                Err(Error::new(ErrorCode::Internal, what))
+            }
+            Err(_) => Err(stopping()),
+        }
+    }
+
+    /// A request that only looks.
+    async fn look<T: Send + 'static>(
+        &self,
+        caller: Option<&pb::Caller>,
+        body: impl FnOnce(&mut tx::Tx<'_>, &Who) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let who = Who::of(caller)?;
+        self.core.sessions.touch(who.client, 0, who.acknowledged)?;
+        self.blocking(move |core| core.read(|tx| body(tx, &who)))
+            .await
+    }
+
+    /// A request that changes something within one transaction.
+    async fn change<R: prost::Message + Default + 'static>(
+        &self,
+        caller: Option<&pb::Caller>,
+        operation: Operation,
+        mut body: impl FnMut(&mut tx::Tx<'_>, &Who) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
+        let who = Who::of(caller)?;
+        self.blocking(move |core| core.mutate(&who, operation, |tx| body(tx, &who)))
+            .await
+    }
+
+    /// A request that a truncation in progress may block; `truncates`: it may itself begin one,
+    /// which is completed before the answer.
+    async fn step<R: prost::Message + Default + Clone + 'static>(
+        self: &Arc<Self>,
+        caller: Option<&pb::Caller>,
+        operation: Operation,
+        truncates: bool,
+        inode_of: impl Fn(&R) -> Option<InodeId>,
+        body: impl Fn(&mut tx::Tx<'_>, &Who, &mut Option<Held>) -> Result<Step<R>>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Result<R> {
+        let who = Who::of(caller)?;
+        let body = Arc::new(body);
+        loop {
+            let (who, body) = (who.clone(), body.clone());
+            let step = self.blocking(move |core| {
+                let mut held = None;
+                let step = core.mutate_step(&who, operation, |tx| body(tx, &who, &mut held))?;
+                if let (Step::Done(_), Some(held)) = (&step, held) {
+                    held.keep();
+                }
+                Ok(step)
+            });
+            match step.await? {
+                Step::Blocked(inode) => self.finish_trim(inode).await?,
+                Step::Done(reply) => {
+                    if truncates && let Some(inode) = inode_of(&reply) {
+                        self.finish_trim(inode).await?;
+                    }
+                    return Ok(reply);
+                }
+            }
+        }
+    }
+
+    pub(crate) async fn attach(&self, req: pb::AttachRequest) -> Result<pb::AttachReply> {
+        let who = Who::of(req.caller.as_ref())?;
+        if !req.cluster.is_empty() && ClusterId::from_bytes(&req.cluster) != Some(self.cluster) {
+            let what = format!(
+                "this metadata server belongs to cluster {}, the client to another; check the address",
+                self.cluster
+            );
+            return Err(Error::new(ErrorCode::WrongCluster, what));
+        }
+        if !(wire::MIN_VERSION..=wire::MAX_VERSION).contains(&req.protocol_version) {
+            let what = format!(
+                "the client speaks protocol version {}, this server {} to {}; upgrade the older one",
+                req.protocol_version,
+                wire::MIN_VERSION,
+                wire::MAX_VERSION
+            );
+            return Err(Error::new(ErrorCode::IncompatibleVersion, what));
+        }
+        let (cluster, lease) = (self.cluster, self.core.sessions.lease());
+        self.blocking(move |core| {
+            let attach = rand::random_range(1..=u64::MAX);
+            let record = ClientRecord {
+                host: req.host.clone(),
+                acknowledged: who.acknowledged,
+                attach,
+            };
+            let root = core.write(|tx| {
+                tx.put(&keys::client(who.client), &record);
+                let root = tx.live(InodeId::ROOT)?;
+                tx.attr(&root)
+            })?;
+            core.sessions
+                .attach(who.client, &req.host, attach, Instant::now());
+            tracing::info!(client = %who.client, host = req.host, "client attached");
+            Ok(pb::AttachReply {
+                cluster: cluster.to_bytes(),
+                protocol_version: wire::MAX_VERSION.min(req.protocol_version),
+                root: Some(root),
+                lease_ms: lease.as_millis() as u32,
+            })
+        })
+        .await
+    }
+
+    pub(crate) async fn keep_alive(&self, req: pb::KeepAliveRequest) -> Result<pb::KeepAliveReply> {
+        let who = Who::of(req.caller.as_ref())?;
+        let sessions = &self.core.sessions;
+        let pulse = sessions.keep_alive(who.client, who.acknowledged, Instant::now());
+        if let Some(upto) = pulse.prune {
+            self.blocking(move |core| core.forget_answers(who.client, upto))
+                .await?;
+        }
+        Ok(pb::KeepAliveReply {
+            lease_ms: self.core.sessions.lease().as_millis() as u32,
+            sessions_lost: pulse.lost,
+        })
+    }
+
+    pub(crate) async fn lookup(&self, req: pb::NameRequest) -> Result<pb::AttrReply> {
+        let caller = req.caller.clone();
+        self.look(caller.as_ref(), move |tx, who| {
+            ops::lookup::lookup(tx, &who.cred, &req)
+        })
+        .await
+    }
+
+    pub(crate) async fn getattr(&self, req: pb::GetAttrRequest) -> Result<pb::AttrReply> {
+        let inode = InodeId(req.inode);
+        self.look(req.caller.as_ref(), move |tx, _| {
+            ops::lookup::getattr(tx, inode)
+        })
+        .await
+    }
+
+    pub(crate) async fn readlink(&self, req: pb::GetAttrRequest) -> Result<pb::ReadlinkReply> {
+        let inode = InodeId(req.inode);
+        self.look(req.caller.as_ref(), move |tx, _| {
+            ops::lookup::readlink(tx, inode)
+        })
+        .await
+    }
+
+    pub(crate) async fn readdir(&self, req: pb::ReadDirRequest) -> Result<pb::ReadDirReply> {
+        let caller = req.caller.clone();
+        self.look(caller.as_ref(), move |tx, who| {
+            ops::readdir::readdir(tx, &who.cred, &req)
+        })
+        .await
+    }
+
+    pub(crate) async fn setattr(
+        self: &Arc<Self>,
+        req: pb::SetAttrRequest,
+    ) -> Result<pb::AttrReply> {
+        let (caller, truncates, inode) = (req.caller.clone(), req.size.is_some(), req.inode);
+        let inode_of = move |_: &pb::AttrReply| Some(InodeId(inode));
+        let body =
+            move |tx: &mut tx::Tx<'_>, who: &Who, _: &mut _| ops::setattr::setattr(tx, who, &req);
+        self.step(
+            caller.as_ref(),
+            Operation::SetAttr,
+            truncates,
+            inode_of,
+            body,
+        )
+        .await
+    }
+
+    pub(crate) async fn create(self: &Arc<Self>, req: pb::CreateRequest) -> Result<pb::OpenReply> {
+        let (caller, truncates) = (req.caller.clone(), req.truncate);
+        let body = move |tx: &mut tx::Tx<'_>, who: &Who, held: &mut _| {
+            ops::create::create(tx, who, &req, held)
+        };
+        self.step(
+            caller.as_ref(),
+            Operation::Create,
+            truncates,
+            opened_inode,
+            body,
+        )
+        .await
+    }
+
+    pub(crate) async fn open_inode(
+        self: &Arc<Self>,
+        req: pb::OpenRequest,
+    ) -> Result<pb::OpenReply> {
+        if !req.write && !req.truncate {
+            return self.open_read(&req).await;
+        }
+        let (caller, truncates) = (req.caller.clone(), req.truncate);
+        let body = move |tx: &mut tx::Tx<'_>, who: &Who, held: &mut _| {
+            ops::open::open(tx, who, &req, held)
+        };
+        self.step(
+            caller.as_ref(),
+            Operation::Open,
+            truncates,
+            opened_inode,
+            body,
+        )
+        .await
+    }
+
+    /// An open for reading writes nothing: its session is in memory only.
+    async fn open_read(self: &Arc<Self>, req: &pb::OpenRequest) -> Result<pb::OpenReply> {
+        let inode = InodeId(req.inode);
+        loop {
+            let who = Who::of(req.caller.as_ref())?;
+            self.core
+                .sessions
+                .touch(who.client, who.request, who.acknowledged)?;
+            let step = self.blocking(move |core| {
+                let sessions = &core.sessions;
+                if let Some(session) = sessions.opened_by(who.client, inode, who.request) {
+                    return core.read(|tx| ops::open::open_read(tx, &who, inode, session));
+                }
+                let session = SessionId(core.next_id()?);
+                let held = sessions.hold(inode, session, who.client, false, who.request)?;
+                let step = core.read(|tx| ops::open::open_read(tx, &who, inode, session))?;
+                if matches!(step, Step::Done(_)) {
+                    held.keep();
+                }
+                Ok(step)
+            });
+            match step.await? {
+                Step::Blocked(inode) => self.finish_trim(inode).await?,
+                Step::Done(reply) => return Ok(reply),
+            }
+        }
+    }
+
+    pub(crate) async fn mkdir(&self, req: pb::MkdirRequest) -> Result<pb::AttrReply> {
+        let caller = req.caller.clone();
+        let body = move |tx: &mut tx::Tx<'_>, who: &Who| ops::directory::mkdir(tx, &who.cred, &req);
+        self.change(caller.as_ref(), Operation::Mkdir, body).await
+    }
+
+    pub(crate) async fn rmdir(&self, req: pb::NameRequest) -> Result<pb::UnlinkReply> {
+        let caller = req.caller.clone();
+        let body = move |tx: &mut tx::Tx<'_>, who: &Who| ops::directory::rmdir(tx, &who.cred, &req);
+        self.change(caller.as_ref(), Operation::Rmdir, body).await
+    }
+
+    pub(crate) async fn symlink(&self, req: pb::SymlinkRequest) -> Result<pb::AttrReply> {
+        let caller = req.caller.clone();
+        let body = move |tx: &mut tx::Tx<'_>, who: &Who| ops::link::symlink(tx, &who.cred, &req);
+        self.change(caller.as_ref(), Operation::Symlink, body).await
+    }
+
+    pub(crate) async fn mknod(&self, req: pb::MknodRequest) -> Result<pb::AttrReply> {
+        let caller = req.caller.clone();
+        let body = move |tx: &mut tx::Tx<'_>, who: &Who| ops::create::mknod(tx, &who.cred, &req);
+        self.change(caller.as_ref(), Operation::Mknod, body).await
+    }
+
+    pub(crate) async fn link(&self, req: pb::LinkRequest) -> Result<pb::AttrReply> {
+        let caller = req.caller.clone();
+        let body = move |tx: &mut tx::Tx<'_>, who: &Who| ops::link::link(tx, &who.cred, &req);
+        self.change(caller.as_ref(), Operation::Link, body).await
+    }
+
+    pub(crate) async fn unlink(&self, req: pb::NameRequest) -> Result<pb::UnlinkReply> {
+        let caller = req.caller.clone();
+        let body = move |tx: &mut tx::Tx<'_>, who: &Who| ops::link::unlink(tx, &who.cred, &req);
+        let reply = self
+            .change(caller.as_ref(), Operation::Unlink, body)
+            .await?;
+        self.note_garbage(reply.attr.as_ref());
+        Ok(reply)
+    }
+
+    pub(crate) async fn rename(&self, req: pb::RenameRequest) -> Result<pb::RenameReply> {
+        let caller = req.caller.clone();
+        let body = move |tx: &mut tx::Tx<'_>, who: &Who| ops::rename::rename(tx, &who.cred, &req);
+        let reply = self
+            .change(caller.as_ref(), Operation::Rename, body)
+            .await?;
+        self.note_garbage(reply.replaced.as_ref());
+        Ok(reply)
+    }
+
+    /// Tells garbage collection about a file without names that nobody has open.
+    fn note_garbage(&self, removed: Option<&pb::Attr>) {
+        let collectable = removed.is_some_and(|attr| {
+            attr.nlink == 0
+                && attr.kind() == pb::FileKind::File
+                && !self.core.sessions.is_open(InodeId(attr.inode))
+        });
+        if collectable {
+            self.core.garbage.notify_one();
+        }
+    }
+
+    pub(crate) async fn sync(self: &Arc<Self>, req: pb::SyncRequest) -> Result<pb::AttrReply> {
+        self.report(req, false).await
+    }
+
+    pub(crate) async fn close(self: &Arc<Self>, req: pb::SyncRequest) -> Result<pb::AttrReply> {
+        let (inode, session) = (InodeId(req.inode), SessionId(req.session));
+        let who = Who::of(req.caller.as_ref())?;
+        let kind = self.core.sessions.check(who.client, inode, session);
+        let reply = if kind == Some(false) && req.end.is_none() {
+            self.look(req.caller.as_ref(), move |tx, _| {
+                ops::lookup::getattr(tx, inode)
+            })
+            .await
+        } else {
+            self.report(req, true).await
+        };
+        // The session ends whatever became of the inode, but not if its report may still succeed.
+        let ends = match &reply {
+            Ok(_) => true,
+            Err(error) => error.code == ErrorCode::Stale,
+        };
+        if ends && kind.is_some() && self.core.sessions.remove(inode, session) {
+            let unlinked = |reply: &pb::AttrReply| reply.attr.is_some_and(|attr| attr.nlink == 0);
+            if reply.as_ref().is_ok_and(unlinked) {
+                self.core.garbage.notify_one();
+            }
+        }
+        reply
+    }
+
+    /// Applies a report of a writer, settling the length from the chunks where it must.
+    async fn report(self: &Arc<Self>, req: pb::SyncRequest, close: bool) -> Result<pb::AttrReply> {
+        let who = Arc::new(Who::of(req.caller.as_ref())?);
+        self.core.sessions.touch(who.client, 0, who.acknowledged)?;
+        let inode = InodeId(req.inode);
+        let req = Arc::new(req);
+        let mut settled = None;
+        loop {
+            let (who, req) = (who.clone(), req.clone());
+            let attempt = self.blocking(move |core| {
+                core.write(|tx| ops::sync::sync(tx, &who, &req, close, settled))
+            });
+            match attempt.await? {
+                Report::Done(reply) => return Ok(reply),
+                Report::Blocked(inode) => self.finish_trim(inode).await?,
+                Report::Settle(layout, epoch) => {
+                    let end = self.chunks.end(inode, layout).await?;
+                    settled = Some(Settled { epoch, end });
+                }
+            }
+        }
+    }
+}
+
+fn opened_inode(reply: &pb::OpenReply) -> Option<InodeId> {
+    reply.attr.map(|attr| InodeId(attr.inode))
+}
+
+#[cfg(test)]
+mod tests;

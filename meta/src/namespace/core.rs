@@ -1,0 +1,298 @@
+//! What every operation of the namespace works with: the store, numbers, sessions, the map. All of it is
+//! synchronous and may block; [`super::Namespace`] is the asynchronous face.
+
+use std::sync::Arc;
+
+use emberfs_proto::cluster::ClusterMap;
+use emberfs_proto::ids::{ChainTableId, ChainTableVersion, ClientId, InodeId};
+use emberfs_proto::layout::Layout;
+use emberfs_proto::pb::{self, FileKind};
+use emberfs_proto::{Error, ErrorCode, Result, convert};
+use prost::Message;
+use tokio::sync::{Notify, watch};
+
+use super::access::Cred;
+use super::ids::Ids;
+use super::keys;
+use super::records::{Answer, ClientRecord, InodeRecord, SessionRecord, decode};
+use super::tx::Tx;
+use crate::kv::{self, Engine, RetryPolicy};
+use crate::sessions::Sessions;
+
+/// The chain table that new files use.
+const TABLE: ChainTableId = ChainTableId(1);
+/// Records read at once while loading.
+const LOAD_PAGE: usize = 1000;
+
+/// What new files get unless their directory says otherwise.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LayoutDefaults {
+    pub(crate) chunk_size: u32,
+    pub(crate) page_size: u32,
+    pub(crate) stripe_width: u32,
+}
+
+/// See the module.
+pub(crate) struct Core {
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) policy: RetryPolicy,
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) map: watch::Receiver<Arc<ClusterMap>>,
+    pub(crate) defaults: LayoutDefaults,
+    /// Told when an inode may have become garbage that nobody has open.
+    pub(crate) garbage: Notify,
+    ids: Ids,
+}
+
+/// On whose behalf, and which request.
+#[derive(Clone, Debug)]
+pub(crate) struct Who {
+    pub(crate) client: ClientId,
+    pub(crate) request: u64,
+    pub(crate) acknowledged: u64,
+    pub(crate) cred: Cred,
+}
+
+impl Who {
+    pub(crate) fn of(caller: Option<&pb::Caller>) -> Result<Self> {
+        let caller = convert::required(caller, "caller")?;
+        let client = ClientId::from_bytes(&caller.client).ok_or_else(|| {
+            let what = "the caller's client id is not 16 bytes; the peer is not an EmberFS client";
+            Error::new(ErrorCode::InvalidArgument, what)
+        })?;
+        Ok(Self {
+            client,
+            request: caller.request,
+            acknowledged: caller.acknowledged,
+            cred: Cred::of(caller),
+        })
+    }
+}
+
+/// Names operations in [`Answer`] records. Numbers are never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Operation {
+    SetAttr = 1,
+    Create = 2,
+    Mkdir = 3,
+    Symlink = 4,
+    Mknod = 5,
+    Link = 6,
+    Unlink = 7,
+    Rmdir = 8,
+    Rename = 9,
+    Open = 10,
+}
+
+/// What an attempt of an operation came to.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Step<R> {
+    /// Committed.
+    Done(R),
+    /// Nothing was done: a truncation of this inode must be completed on its chains first.
+    Blocked(InodeId),
+}
+
+impl Core {
+    /// Opens the namespace of a store, creating the root in an empty one, and loads who had what
+    /// open.
+    pub(crate) fn open(
+        engine: Arc<dyn Engine>,
+        map: watch::Receiver<Arc<ClusterMap>>,
+        defaults: LayoutDefaults,
+        sessions: Arc<Sessions>,
+    ) -> Result<Self> {
+        let core = Self {
+            engine,
+            policy: RetryPolicy::default(),
+            sessions,
+            map,
+            defaults,
+            garbage: Notify::new(),
+            ids: Ids::default(),
+        };
+        core.format()?;
+        core.load()?;
+        Ok(core)
+    }
+
+    fn format(&self) -> Result<()> {
+        self.write(|tx| {
+            if tx.inode(InodeId::ROOT)?.is_none() {
+                let now = tx.now;
+                tx.add_inode(&InodeRecord {
+                    id: InodeId::ROOT.0,
+                    kind: FileKind::Directory as i32,
+                    mode: 0o755,
+                    atime: now,
+                    mtime: now,
+                    ctime: now,
+                    parent: InodeId::ROOT.0,
+                    ..InodeRecord::default()
+                });
+            }
+            Ok(())
+        })
+    }
+
+    fn load(&self) -> Result<()> {
+        self.each(keys::clients(), |key, value| {
+            if let Some(id) = keys::parse_client(key) {
+                let record: ClientRecord = decode(value)?;
+                let ClientRecord {
+                    host,
+                    acknowledged,
+                    attach,
+                } = record;
+                self.sessions.restore_client(id, host, acknowledged, attach);
+            }
+            Ok(())
+        })?;
+        self.each(keys::sessions(), |key, value| {
+            let record: SessionRecord = decode(value)?;
+            if let (Some((inode, session)), Some(client)) = (
+                keys::parse_session(key),
+                ClientId::from_bytes(&record.client),
+            ) {
+                self.sessions.restore_session(inode, session, client);
+            }
+            Ok(())
+        })
+    }
+
+    /// Visits every record of a span, in pages of one transaction each.
+    fn each(
+        &self,
+        mut span: keys::Span,
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        loop {
+            let page = self.read(|tx| tx.scan(&span, LOAD_PAGE))?;
+            for (key, value) in &page {
+                visit(key, value)?;
+            }
+            match page.last() {
+                Some((key, _)) if page.len() == LOAD_PAGE => span = span.after(key),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Looks at one snapshot.
+    pub(crate) fn read<T>(&self, body: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<T> {
+        let mut txn = self.engine.begin();
+        body(&mut Tx::read_only(self, &mut *txn))
+    }
+
+    /// Runs a transaction that may run twice without harm.
+    pub(crate) fn write<T>(&self, mut body: impl FnMut(&mut Tx<'_>) -> Result<T>) -> Result<T> {
+        kv::run_idempotent(&*self.engine, &self.policy, |txn| {
+            body(&mut Tx::new(self, txn))
+        })
+    }
+
+    /// Runs a request exactly once: its answer is recorded in the same transaction, and a retry
+    /// is given that.
+    pub(crate) fn mutate<R: Message + Default>(
+        &self,
+        who: &Who,
+        operation: Operation,
+        mut body: impl FnMut(&mut Tx<'_>) -> Result<R>,
+    ) -> Result<R> {
+        match self.mutate_step(who, operation, |tx| body(tx).map(Step::Done))? {
+            Step::Done(reply) => Ok(reply),
+            Step::Blocked(inode) => {
+                let what = format!("inode {inode} blocks an operation that nothing blocks");
+                Err(Error::new(ErrorCode::Internal, what))
+            }
+        }
+    }
+
+    /// Like [`Self::mutate`], for an operation that a truncation in progress may block.
+    pub(crate) fn mutate_step<R: Message + Default>(
+        &self,
+        who: &Who,
+        operation: Operation,
+        mut body: impl FnMut(&mut Tx<'_>) -> Result<Step<R>>,
+    ) -> Result<Step<R>> {
+        if who.request == 0 {
+            let what = "the request has no number, so that a retry of it could not be recognised";
+            return Err(Error::new(ErrorCode::InvalidArgument, what));
+        }
+        self.sessions
+            .touch(who.client, who.request, who.acknowledged)?;
+        let key = keys::answer(who.client, who.request);
+        self.write(|tx| {
+            if let Some(answer) = tx.get::<Answer>(&key)? {
+                return replay(who, operation, answer).map(Step::Done);
+            }
+            let step = body(tx)?;
+            if let Step::Done(reply) = &step {
+                let answer = Answer {
+                    operation: operation as u32,
+                    reply: reply.encode_to_vec().into(),
+                };
+                tx.put(&key, &answer);
+            }
+            Ok(step)
+        })
+    }
+
+    /// A number for an inode or a session.
+    pub(crate) fn next_id(&self) -> Result<u64> {
+        self.ids.next(&*self.engine, &self.policy)
+    }
+
+    /// What children of this directory get; the chain table version and the seed are drawn later.
+    pub(crate) fn inherited_layout(&self, dir: &InodeRecord) -> pb::LayoutMsg {
+        dir.layout.unwrap_or(pb::LayoutMsg {
+            chunk_size: self.defaults.chunk_size,
+            page_size: self.defaults.page_size,
+            table: TABLE.0,
+            table_version: 0,
+            stripe_width: self.defaults.stripe_width,
+            seed: 0,
+        })
+    }
+
+    /// The layout of a new file in this directory, or [`ErrorCode::NoChains`].
+    pub(crate) fn new_layout(&self, dir: &InodeRecord) -> Result<Layout> {
+        let inherited = self.inherited_layout(dir);
+        let table = ChainTableId(inherited.table);
+        let map = self.map.borrow().clone();
+        let newest = map
+            .newest_table(table)
+            .filter(|(_, chains)| !chains.is_empty());
+        let (version, _): (ChainTableVersion, _) = newest.ok_or_else(|| {
+            let what = "no storage is available yet: not enough storage servers have joined the \
+                        cluster; start them, then try again";
+            Error::new(ErrorCode::NoChains, what).retry_after_ms(500)
+        })?;
+        Ok(Layout {
+            chunk_size: inherited.chunk_size,
+            page_size: inherited.page_size,
+            table,
+            table_version: version,
+            stripe_width: inherited.stripe_width,
+            seed: rand::random(),
+        })
+    }
+}
+
+fn replay<R: Message + Default>(who: &Who, operation: Operation, answer: Answer) -> Result<R> {
+    if answer.operation != operation as u32 {
+        let what = format!(
+            "client {} used request number {} for two operations",
+            who.client, who.request
+        );
+        return Err(Error::new(ErrorCode::InvalidArgument, what));
+    }
+    R::decode(answer.reply).map_err(|e| {
+        let what = format!(
+            "the recorded answer to request {} is damaged: {e}",
+            who.request
+        );
+        Error::new(ErrorCode::Internal, what)
+    })
+}

@@ -1,0 +1,234 @@
+//! Keys of the namespace: one byte of family, then big-endian ids.
+//!
+//! | key | value |
+//! |---|---|
+//! | `A` | next free number (inodes and sessions share one sequence) |
+//! | `D` parent name | [`super::records::Dentry`]; a directory is one contiguous range |
+//! | `G` time inode | empty: an inode without links whose chunks await deletion |
+//! | `I` inode | [`super::records::InodeRecord`] |
+//! | `K` counter | `i64`, changed blindly |
+//! | `L` client | [`super::records::ClientRecord`] |
+//! | `M` inode | [`super::records::DirTimes`], written blindly |
+//! | `N` inode | `i64`: subdirectories of a directory, changed blindly |
+//! | `R` client request | [`super::records::Answer`]: what a request was answered |
+//! | `S` inode session | [`super::records::SessionRecord`] |
+//! | `T` inode | [`super::records::TrimIntent`] |
+//!
+//! `C` and `U` belong to the cluster manager.
+
+use std::ops::Range;
+
+use emberfs_proto::ids::{ClientId, InodeId, SessionId};
+
+/// Next free number.
+pub(crate) const NEXT_ID: &[u8] = b"A";
+/// How many inodes exist.
+pub(crate) const INODES: &[u8] = b"Ki";
+/// How many inodes await deletion.
+pub(crate) const GARBAGE: &[u8] = b"Kg";
+
+/// A range of keys, owned.
+#[derive(Clone, Debug)]
+pub(crate) struct Span {
+    begin: Vec<u8>,
+    end: Vec<u8>,
+}
+
+impl Span {
+    /// As the key-value layer takes it.
+    pub(crate) fn range(&self) -> Range<&[u8]> {
+        &self.begin..&self.end
+    }
+
+    /// The part after `key`.
+    pub(crate) fn after(mut self, key: &[u8]) -> Self {
+        self.begin = key.to_vec();
+        self.begin.push(0);
+        self
+    }
+
+    /// Every key that begins with `prefix`, whose last byte must not be 0xff throughout.
+    fn prefix(prefix: Vec<u8>) -> Self {
+        let mut end = prefix.clone();
+        while end.last() == Some(&0xff) {
+            end.pop();
+        }
+        if let Some(last) = end.last_mut() {
+            *last += 1;
+        }
+        Self { begin: prefix, end }
+    }
+}
+
+fn key(family: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(1 + parts.iter().map(|p| p.len()).sum::<usize>());
+    key.push(family);
+    for part in parts {
+        key.extend_from_slice(part);
+    }
+    key
+}
+
+/// Attributes.
+pub(crate) fn inode(id: InodeId) -> Vec<u8> {
+    key(b'I', &[&id.0.to_be_bytes()])
+}
+
+/// All inodes after `after`.
+pub(crate) fn inodes_after(after: InodeId) -> Span {
+    Span::prefix(vec![b'I']).after(&inode(after))
+}
+
+/// A name in a directory.
+pub(crate) fn dentry(parent: InodeId, name: &[u8]) -> Vec<u8> {
+    key(b'D', &[&parent.0.to_be_bytes(), name])
+}
+
+/// All names of a directory.
+pub(crate) fn dentries(parent: InodeId) -> Span {
+    Span::prefix(dentry(parent, b""))
+}
+
+/// The name in a key of [`dentries`].
+pub(crate) fn dentry_name(key: &[u8]) -> &[u8] {
+    key.get(9..).unwrap_or_default()
+}
+
+/// Times of a directory.
+pub(crate) fn dir_times(id: InodeId) -> Vec<u8> {
+    key(b'M', &[&id.0.to_be_bytes()])
+}
+
+/// Subdirectories of a directory.
+pub(crate) fn subdirs(id: InodeId) -> Vec<u8> {
+    key(b'N', &[&id.0.to_be_bytes()])
+}
+
+/// A write session.
+pub(crate) fn session(inode: InodeId, session: SessionId) -> Vec<u8> {
+    key(b'S', &[&inode.0.to_be_bytes(), &session.0.to_be_bytes()])
+}
+
+/// All write sessions of an inode.
+pub(crate) fn sessions_of(inode: InodeId) -> Span {
+    Span::prefix(key(b'S', &[&inode.0.to_be_bytes()]))
+}
+
+/// All write sessions.
+pub(crate) fn sessions() -> Span {
+    Span::prefix(vec![b'S'])
+}
+
+/// Inode and session of a key of [`sessions`].
+pub(crate) fn parse_session(key: &[u8]) -> Option<(InodeId, SessionId)> {
+    let (inode, session) = parse_pair(key)?;
+    Some((InodeId(inode), SessionId(session)))
+}
+
+/// An inode that awaits deletion since `since` (nanoseconds).
+pub(crate) fn garbage(since: u64, inode: InodeId) -> Vec<u8> {
+    key(b'G', &[&since.to_be_bytes(), &inode.0.to_be_bytes()])
+}
+
+/// All garbage, oldest first.
+pub(crate) fn garbage_all() -> Span {
+    Span::prefix(vec![b'G'])
+}
+
+/// The inode of a key of [`garbage_all`].
+pub(crate) fn parse_garbage(key: &[u8]) -> Option<InodeId> {
+    parse_pair(key).map(|(_, inode)| InodeId(inode))
+}
+
+/// A truncation that is not complete on the chains yet.
+pub(crate) fn trim(inode: InodeId) -> Vec<u8> {
+    key(b'T', &[&inode.0.to_be_bytes()])
+}
+
+/// All incomplete truncations.
+pub(crate) fn trims() -> Span {
+    Span::prefix(vec![b'T'])
+}
+
+/// The inode of a key of [`trims`].
+pub(crate) fn parse_trim(key: &[u8]) -> Option<InodeId> {
+    Some(InodeId(u64::from_be_bytes(key.get(1..)?.try_into().ok()?)))
+}
+
+/// What a request was answered.
+pub(crate) fn answer(client: ClientId, request: u64) -> Vec<u8> {
+    key(b'R', &[&client.0.to_be_bytes(), &request.to_be_bytes()])
+}
+
+/// The answers to all requests of a client up to and including `last`.
+pub(crate) fn answers_up_to(client: ClientId, last: u64) -> Span {
+    let mut end = answer(client, last);
+    end.push(0);
+    Span {
+        begin: answer(client, 0),
+        end,
+    }
+}
+
+/// A client.
+pub(crate) fn client(id: ClientId) -> Vec<u8> {
+    key(b'L', &[&id.0.to_be_bytes()])
+}
+
+/// All clients.
+pub(crate) fn clients() -> Span {
+    Span::prefix(vec![b'L'])
+}
+
+/// The client of a key of [`clients`].
+pub(crate) fn parse_client(key: &[u8]) -> Option<ClientId> {
+    ClientId::from_bytes(key.get(1..)?)
+}
+
+fn parse_pair(key: &[u8]) -> Option<(u64, u64)> {
+    let (first, second) = key.get(1..)?.split_at_checked(8)?;
+    Some((
+        u64::from_be_bytes(first.try_into().ok()?),
+        u64::from_be_bytes(second.try_into().ok()?),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_directory_is_one_range_in_the_order_of_its_names(
+            parent: u64, other: u64, mut names: Vec<Vec<u8>>,
+        ) {
+            let span = dentries(InodeId(parent));
+            let keys: Vec<_> = names.iter().map(|n| dentry(InodeId(parent), n)).collect();
+            for (key, name) in keys.iter().zip(&names) {
+                prop_assert!(span.range().contains(&key.as_slice()));
+                prop_assert_eq!(dentry_name(key), name.as_slice());
+                let foreign = dentry(InodeId(other), name);
+                prop_assert_eq!(span.range().contains(&foreign.as_slice()), parent == other);
+            }
+            let mut sorted = keys.clone();
+            sorted.sort();
+            names.sort();
+            let names: Vec<_> = names.iter().map(|n| dentry(InodeId(parent), n)).collect();
+            prop_assert_eq!(sorted, names);
+        }
+
+        #[test]
+        fn keys_read_back(a: u64, b: u64, c: u128) {
+            prop_assert_eq!(
+                parse_session(&session(InodeId(a), SessionId(b))),
+                Some((InodeId(a), SessionId(b)))
+            );
+            prop_assert_eq!(parse_garbage(&garbage(a, InodeId(b))), Some(InodeId(b)));
+            prop_assert_eq!(parse_trim(&trim(InodeId(a))), Some(InodeId(a)));
+            prop_assert_eq!(parse_client(&client(ClientId(c))), Some(ClientId(c)));
+            let before = answers_up_to(ClientId(c), a);
+            prop_assert_eq!(before.range().contains(&answer(ClientId(c), b).as_slice()), b <= a);
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Making and removing directories.
+
+use emberfs_proto::ids::InodeId;
+use emberfs_proto::pb::{self, FileKind};
+use emberfs_proto::{Error, ErrorCode, Result};
+
+use crate::namespace::access::{self, Cred};
+use crate::namespace::names;
+use crate::namespace::tx::Tx;
+
+pub(crate) fn mkdir(tx: &mut Tx<'_>, cred: &Cred, req: &pb::MkdirRequest) -> Result<pb::AttrReply> {
+    names::check(&req.name)?;
+    let parent = InodeId(req.parent);
+    let dir = tx.dir(parent)?;
+    access::check(cred, &dir, access::EXEC)?;
+    if tx.dentry(parent, &req.name)?.is_some() {
+        return Err(names::exists(parent, &req.name));
+    }
+    access::check(cred, &dir, access::WRITE)?;
+
+    let (mode, gid) = access::inherit(cred, &dir, true, req.mode);
+    let mut child = tx.fresh(FileKind::Directory, mode, cred.uid, gid)?;
+    child.layout = dir.layout;
+    child.parent = req.parent;
+    tx.add_inode(&child);
+    tx.put_dentry(parent, &req.name, &child);
+    tx.add_subdirs(parent, 1);
+    tx.touch_dir(parent);
+    let attr = Some(tx.attr(&child)?);
+    Ok(pb::AttrReply { attr })
+}
+
+pub(crate) fn rmdir(
+    tx: &mut Tx<'_>,
+    cred: &Cred,
+    req: &pb::NameRequest,
+) -> Result<pb::UnlinkReply> {
+    names::check(&req.name)?;
+    let parent = InodeId(req.parent);
+    let dir = tx.dir(parent)?;
+    access::check(cred, &dir, access::EXEC)?;
+    let dentry = tx.dentry(parent, &req.name)?;
+    let dentry = dentry.ok_or_else(|| names::not_found(parent, &req.name))?;
+    let child = tx.live(dentry.id())?;
+    access::check_remove(cred, &dir, &child)?;
+    if !child.is_dir() {
+        let what = format!("{} is not a directory", names::at(parent, &req.name));
+        return Err(Error::new(ErrorCode::NotDirectory, what));
+    }
+    if !tx.is_empty(child.id())? {
+        let what = format!("{} is not empty", names::at(parent, &req.name));
+        return Err(Error::new(ErrorCode::NotEmpty, what));
+    }
+
+    let mut attr = tx.attr(&child)?;
+    attr.nlink = 0;
+    attr.ctime = Some(tx.now);
+    tx.delete_dentry(parent, &req.name);
+    tx.drop_inode(&child);
+    tx.add_subdirs(parent, -1);
+    tx.touch_dir(parent);
+    Ok(pb::UnlinkReply { attr: Some(attr) })
+}

@@ -1,0 +1,91 @@
+//! Reporting how far a file was written, and closing it.
+//!
+//! A length reported under the current truncate epoch is believed and only ever raises the size.
+//! One from before a truncation says nothing about what is left, so the end of the data is asked from
+//! the chunks instead.
+
+use emberfs_proto::ids::{InodeId, SessionId, TruncateEpoch};
+use emberfs_proto::layout::Layout;
+use emberfs_proto::{Error, ErrorCode, Result, pb};
+
+use crate::namespace::core::Who;
+use crate::namespace::records::InodeRecord;
+use crate::namespace::tx::Tx;
+use crate::namespace::{access, keys, length, time};
+
+/// What an attempt came to.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// Committed.
+    Done(pb::AttrReply),
+    /// Nothing was done: a truncation must be completed first.
+    Blocked(InodeId),
+    /// Nothing was done: the end of the chunks under this epoch is needed.
+    Settle(Layout, TruncateEpoch),
+}
+
+/// Where the chunks of a file ended, and under which epoch that was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Settled {
+    pub(crate) epoch: TruncateEpoch,
+    pub(crate) end: u64,
+}
+
+/// Applies a report; `close` also ends the session's record.
+pub(crate) fn sync(
+    tx: &mut Tx<'_>,
+    who: &Who,
+    req: &pb::SyncRequest,
+    close: bool,
+    settled: Option<Settled>,
+) -> Result<Report> {
+    let id = InodeId(req.inode);
+    let session = SessionId(req.session);
+    let mut inode = tx.live(id)?;
+    let known = tx.core.sessions.check(who.client, id, session);
+    if let Some(end) = req.end {
+        if tx.trim_intent(id)?.is_some() {
+            return Ok(Report::Blocked(id));
+        }
+        // A repeated close finds its work done.
+        let done = close && known.is_none() && length::covers(&inode, end, req.truncate_epoch);
+        if !done {
+            if known != Some(true) {
+                check_without_session(who, &inode, session)?;
+            }
+            let before = inode.clone();
+            if !length::report(&mut inode, end, req.truncate_epoch, settled)? {
+                return Ok(Report::Settle(inode.file_layout()?, inode.epoch()));
+            }
+            let grown = inode.size > before.size;
+            let default = if grown { tx.now } else { before.mtime };
+            inode.mtime = time::asked(req.mtime, false, tx.now)?.unwrap_or(default);
+            if !who.cred.is_root() {
+                inode.mode = access::without_set_ids(inode.mode);
+            }
+            if inode != before {
+                inode.ctime = tx.now;
+                tx.put_inode(&inode);
+            }
+        }
+    }
+    if close && known == Some(true) {
+        tx.delete(&keys::session(id, session));
+    }
+    let attr = Some(tx.attr(&inode)?);
+    Ok(Report::Done(pb::AttrReply { attr }))
+}
+
+/// The session is gone (the client was silent for too long): who may write the file now may also say
+/// how far it was written.
+fn check_without_session(who: &Who, inode: &InodeRecord, session: SessionId) -> Result<()> {
+    if inode.is_file() && !inode.condemned && access::allows(&who.cred, inode, access::WRITE) {
+        return Ok(());
+    }
+    let what = format!(
+        "client {} has no write session {session} on inode {}; open the file again",
+        who.client,
+        inode.id()
+    );
+    Err(Error::new(ErrorCode::NoSession, what))
+}

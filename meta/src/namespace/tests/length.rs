@@ -1,0 +1,183 @@
+use super::fixture::*;
+use emberfs_proto::ErrorCode::*;
+use emberfs_proto::pb;
+use std::sync::Arc;
+
+async fn writer(f: &Fixture) -> (u64, u64) {
+    let opened = f.create(f.root(), ROOT, "a", 0o644).await.unwrap();
+    (opened.attr.unwrap().inode, opened.session)
+}
+
+#[tokio::test]
+async fn the_size_is_the_highest_report() {
+    let f = Fixture::new();
+    let (file, session) = writer(&f).await;
+    assert_eq!(f.sync(file, session, 100, 0).await.unwrap().size, 100);
+    assert_eq!(f.sync(file, session, 40, 0).await.unwrap().size, 100);
+    assert_eq!(f.sync(file, session, 500, 0).await.unwrap().size, 500);
+    assert_eq!(f.lookup(ROOT, "a").await.unwrap().size, 500);
+    let too_far = f.sync(file, session, u64::MAX, 0).await;
+    assert_eq!(code(too_far), FileTooLarge);
+    assert_eq!(
+        code(f.sync(file, session, 1, 7).await),
+        InvalidArgument,
+        "an epoch to come"
+    );
+}
+
+#[tokio::test]
+async fn a_report_sets_the_time_of_the_last_write() {
+    let f = Fixture::new();
+    let (file, session) = writer(&f).await;
+    let mtime = Some(pb::Time {
+        seconds: 5,
+        nanos: 6,
+    });
+    let end = Some(1);
+    let request = pb::SyncRequest {
+        caller: f.root(),
+        inode: file,
+        session,
+        end,
+        truncate_epoch: 0,
+        mtime,
+    };
+    assert_eq!(f.ns.sync(request).await.unwrap().attr.unwrap().mtime, mtime);
+}
+
+#[tokio::test]
+async fn shrinking_cuts_the_chunks_before_the_answer() {
+    let f = Fixture::new();
+    let (file, session) = writer(&f).await;
+    f.chunks.write(file, 1000);
+    f.sync(file, session, 1000, 0).await.unwrap();
+    f.close(file, session).await;
+    let attr = f.truncate(file, 300).await.unwrap();
+    assert_eq!((attr.size, attr.truncate_epoch), (300, 1));
+    assert_eq!(f.chunks.end_of(file), Some(300));
+    // Growing is metadata only: holes read as zeros.
+    let attr = f.truncate(file, 5000).await.unwrap();
+    assert_eq!((attr.size, attr.truncate_epoch), (5000, 1));
+    assert_eq!(f.chunks.cuts.lock().len(), 1);
+    assert_eq!(f.ns.trims_in_progress(), 0);
+}
+
+#[tokio::test]
+async fn a_report_from_before_a_truncation_cannot_resurrect_bytes() {
+    let f = Fixture::new();
+    let (file, session) = writer(&f).await;
+    f.chunks.write(file, 1000);
+    f.truncate(file, 10).await.unwrap();
+    // The writer's report of its 1000 bytes was on its way.
+    let attr = f.sync(file, session, 1000, 0).await.unwrap();
+    assert_eq!((attr.size, attr.truncate_epoch), (10, 1));
+    // It wrote on after the truncation, not knowing of it: the chunks know.
+    f.chunks.write(file, 70);
+    assert_eq!(f.sync(file, session, 1000, 0).await.unwrap().size, 70);
+    assert_eq!(f.sync(file, session, 90, 1).await.unwrap().size, 90);
+}
+
+#[tokio::test]
+async fn growing_under_a_writer_cuts_what_was_not_reported() {
+    let f = Fixture::new();
+    let (file, session) = writer(&f).await;
+    // 1000 bytes are written and not reported; the file looks empty.
+    f.chunks.write(file, 1000);
+    let attr = f.truncate(file, 100).await.unwrap();
+    assert_eq!((attr.size, attr.truncate_epoch), (100, 1));
+    assert_eq!(f.chunks.end_of(file), Some(100));
+    assert_eq!(f.sync(file, session, 1000, 0).await.unwrap().size, 100);
+}
+
+#[tokio::test]
+async fn opening_with_truncation_empties_the_file() {
+    let f = Fixture::new();
+    let (file, session) = writer(&f).await;
+    f.chunks.write(file, 50);
+    f.sync(file, session, 50, 0).await.unwrap();
+    f.close(file, session).await;
+    let opened = f.open_as(f.root(), file, true, true).await.unwrap();
+    assert_eq!(
+        (
+            opened.attr.unwrap().size,
+            opened.attr.unwrap().truncate_epoch
+        ),
+        (0, 1)
+    );
+    assert_eq!(f.chunks.end_of(file), Some(0));
+    f.close(file, opened.session).await;
+    // An empty file that nobody writes has nothing to cut.
+    f.open_as(f.root(), file, true, true).await.unwrap();
+    assert_eq!(f.chunks.cuts.lock().len(), 1);
+}
+
+#[tokio::test]
+async fn an_interrupted_truncation_is_completed_by_whoever_comes() {
+    let f = Fixture::new();
+    let (file, session) = writer(&f).await;
+    f.chunks.write(file, 1000);
+    f.sync(file, session, 1000, 0).await.unwrap();
+    f.close(file, session).await;
+    *f.chunks.down.lock() = true;
+    let request = pb::SetAttrRequest {
+        caller: f.root(),
+        inode: file,
+        size: Some(10),
+        ..Default::default()
+    };
+    assert_eq!(code(f.ns.setattr(request.clone()).await), Unavailable);
+    assert_eq!(f.chunks.end_of(file), Some(1000), "nothing is cut yet");
+    assert_eq!(
+        code(f.open(file, false).await),
+        Unavailable,
+        "nobody gets past it"
+    );
+    let f = f.restart();
+    assert_eq!(code(f.open(file, false).await), Unavailable);
+    *f.chunks.down.lock() = false;
+    assert_eq!(f.open(file, false).await.unwrap().attr.unwrap().size, 10);
+    assert_eq!(f.chunks.end_of(file), Some(10));
+    // The retry is answered and does not cut again.
+    f.ns.setattr(request).await.unwrap();
+    assert_eq!(f.chunks.cuts.lock().len(), 1);
+}
+
+#[tokio::test]
+async fn a_sweep_completes_truncations_that_nobody_waits_for() {
+    let f = Fixture::new();
+    let (file, session) = writer(&f).await;
+    f.chunks.write(file, 1000);
+    f.sync(file, session, 1000, 0).await.unwrap();
+    *f.chunks.down.lock() = true;
+    assert_eq!(code(f.truncate(file, 10).await), Unavailable);
+    *f.chunks.down.lock() = false;
+    f.ns.sweep_trims().await.unwrap();
+    assert_eq!(f.chunks.end_of(file), Some(10));
+}
+
+#[tokio::test]
+async fn a_truncation_is_cut_once_and_reports_wait_for_it() {
+    let f = Arc::new(Fixture::new());
+    let (file, session) = writer(&f).await;
+    f.chunks.write(file, 1000);
+    f.sync(file, session, 1000, 0).await.unwrap();
+    *f.chunks.slow.lock() = true;
+    let cutting = tokio::spawn({
+        let f = f.clone();
+        async move { f.truncate(file, 10).await }
+    });
+    f.chunks.waiting.notified().await;
+    let reporting = tokio::spawn({
+        let f = f.clone();
+        async move { f.sync(file, session, 2000, 1).await }
+    });
+    tokio::task::yield_now().await;
+    assert!(!reporting.is_finished());
+    // The caller goes away; the cut goes on.
+    cutting.abort();
+    *f.chunks.slow.lock() = false;
+    f.chunks.go.notify_one();
+    let attr = reporting.await.unwrap().unwrap();
+    assert_eq!(attr.size, 2000);
+    assert_eq!(*f.chunks.cuts.lock(), [(file.into(), 10)]);
+}

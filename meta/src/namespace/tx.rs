@@ -1,0 +1,259 @@
+//! One transaction on the namespace: records instead of bytes.
+//!
+//! **Conflicts.** Everything that is done in a directory reads the directory's inode record (its
+//! existence and permissions), and `rmdir` deletes that record: so the two conflict, while entries
+//! of one directory do not conflict with each other. For the same reason what entries change of
+//! their directory (times, number of subdirectories) is kept in keys of its own that are written
+//! without being read.
+
+use bytes::Bytes;
+use emberfs_proto::ids::InodeId;
+use emberfs_proto::pb::{self, FileKind};
+use emberfs_proto::{Error, ErrorCode, Result};
+use prost::Message;
+
+use super::core::Core;
+use super::keys::{self, Span};
+use super::records::{Dentry, DirTimes, InodeRecord, TrimIntent, decode, encode};
+use super::{names, time};
+use crate::kv::Transaction;
+
+/// See the module.
+pub(crate) struct Tx<'a> {
+    pub(crate) core: &'a Core,
+    /// The time of this transaction.
+    pub(crate) now: pb::Time,
+    txn: &'a mut dyn Transaction,
+    conflicts: bool,
+}
+
+impl<'a> Tx<'a> {
+    /// A transaction that will be committed.
+    pub(crate) fn new(core: &'a Core, txn: &'a mut dyn Transaction) -> Self {
+        Self {
+            core,
+            now: time::now(),
+            txn,
+            conflicts: true,
+        }
+    }
+
+    /// One that only looks at one snapshot.
+    pub(crate) fn read_only(core: &'a Core, txn: &'a mut dyn Transaction) -> Self {
+        Self {
+            conflicts: false,
+            ..Self::new(core, txn)
+        }
+    }
+
+    fn get_raw(&mut self, key: &[u8]) -> Result<Option<Bytes>> {
+        Ok(if self.conflicts {
+            self.txn.get(key)?
+        } else {
+            self.txn.get_snapshot(key)?
+        })
+    }
+
+    pub(crate) fn get<R: Message + Default>(&mut self, key: &[u8]) -> Result<Option<R>> {
+        self.get_raw(key)?.map(|bytes| decode(&bytes)).transpose()
+    }
+
+    pub(crate) fn put(&mut self, key: &[u8], record: &impl Message) {
+        self.txn.put(key, &encode(record));
+    }
+
+    pub(crate) fn put_empty(&mut self, key: &[u8]) {
+        self.txn.put(key, &[]);
+    }
+
+    pub(crate) fn delete(&mut self, key: &[u8]) {
+        self.txn.delete(key);
+    }
+
+    pub(crate) fn delete_span(&mut self, span: &Span) {
+        self.txn.delete_range(span.range());
+    }
+
+    pub(crate) fn add(&mut self, counter: &[u8], delta: i64) {
+        self.txn.add_i64(counter, delta);
+    }
+
+    /// A number changed by [`Self::add`].
+    pub(crate) fn number(&mut self, key: &[u8]) -> Result<i64> {
+        let bytes = self.get_raw(key)?;
+        let low = bytes.as_deref().and_then(<[u8]>::first_chunk);
+        Ok(low.map_or(0, |low| i64::from_le_bytes(*low)))
+    }
+
+    pub(crate) fn scan(&mut self, span: &Span, limit: usize) -> Result<Vec<(Bytes, Bytes)>> {
+        Ok(if self.conflicts {
+            self.txn.get_range(span.range(), limit, false)?
+        } else {
+            self.txn.get_range_snapshot(span.range(), limit, false)?
+        })
+    }
+
+    pub(crate) fn inode(&mut self, id: InodeId) -> Result<Option<InodeRecord>> {
+        self.get(&keys::inode(id))
+    }
+
+    /// An inode that must exist: [`ErrorCode::Stale`] otherwise.
+    pub(crate) fn live(&mut self, id: InodeId) -> Result<InodeRecord> {
+        self.inode(id)?.ok_or_else(|| names::stale(id))
+    }
+
+    /// A directory that something is looked up or changed in: [`ErrorCode::NotFound`] or
+    /// [`ErrorCode::NotDirectory`] otherwise.
+    pub(crate) fn dir(&mut self, id: InodeId) -> Result<InodeRecord> {
+        let gone = || Error::new(ErrorCode::NotFound, format!("directory {id} was deleted"));
+        let record = self.inode(id)?.ok_or_else(gone)?;
+        if !record.is_dir() {
+            let what = format!("inode {id} is not a directory");
+            return Err(Error::new(ErrorCode::NotDirectory, what));
+        }
+        Ok(record)
+    }
+
+    pub(crate) fn put_inode(&mut self, record: &InodeRecord) {
+        self.put(&keys::inode(record.id()), record);
+    }
+
+    /// Adds an inode; a directory gets its times.
+    pub(crate) fn add_inode(&mut self, record: &InodeRecord) {
+        self.put_inode(record);
+        self.add(keys::INODES, 1);
+        if record.is_dir() {
+            self.touch_dir(record.id());
+        }
+    }
+
+    /// Removes an inode and what belongs to it.
+    pub(crate) fn drop_inode(&mut self, record: &InodeRecord) {
+        self.delete(&keys::inode(record.id()));
+        self.add(keys::INODES, -1);
+        if record.is_dir() {
+            self.delete(&keys::dir_times(record.id()));
+            self.delete(&keys::subdirs(record.id()));
+        }
+    }
+
+    /// Takes one name from a non-directory. Without names a file becomes garbage, anything else
+    /// goes at once.
+    pub(crate) fn drop_link(&mut self, record: &mut InodeRecord) {
+        record.nlink = record.nlink.saturating_sub(1);
+        record.ctime = self.now;
+        if record.nlink > 0 {
+            self.put_inode(record);
+        } else if record.is_file() {
+            self.put_inode(record);
+            self.put_empty(&keys::garbage(time::nanos(self.now), record.id()));
+            self.add(keys::GARBAGE, 1);
+        } else {
+            self.drop_inode(record);
+        }
+    }
+
+    pub(crate) fn dentry(&mut self, parent: InodeId, name: &[u8]) -> Result<Option<Dentry>> {
+        self.get(&keys::dentry(parent, name))
+    }
+
+    pub(crate) fn put_dentry(&mut self, parent: InodeId, name: &[u8], inode: &InodeRecord) {
+        let dentry = Dentry {
+            inode: inode.id,
+            kind: inode.kind,
+        };
+        self.put(&keys::dentry(parent, name), &dentry);
+    }
+
+    pub(crate) fn delete_dentry(&mut self, parent: InodeId, name: &[u8]) {
+        self.delete(&keys::dentry(parent, name));
+    }
+
+    /// Whether a directory has no entries. Conflicts with every entry made meanwhile.
+    pub(crate) fn is_empty(&mut self, dir: InodeId) -> Result<bool> {
+        Ok(self.scan(&keys::dentries(dir), 1)?.is_empty())
+    }
+
+    /// Entries of the directory changed now.
+    pub(crate) fn touch_dir(&mut self, id: InodeId) {
+        let now = self.now;
+        let times = DirTimes {
+            mtime: now,
+            ctime: now,
+        };
+        self.put(&keys::dir_times(id), &times);
+    }
+
+    pub(crate) fn add_subdirs(&mut self, dir: InodeId, delta: i64) {
+        self.add(&keys::subdirs(dir), delta);
+    }
+
+    pub(crate) fn trim_intent(&mut self, id: InodeId) -> Result<Option<TrimIntent>> {
+        self.get(&keys::trim(id))
+    }
+
+    /// Whether anybody has the file open for writing.
+    pub(crate) fn has_writers(&mut self, id: InodeId) -> Result<bool> {
+        Ok(!self.scan(&keys::sessions_of(id), 1)?.is_empty())
+    }
+
+    /// Attributes as users see them.
+    pub(crate) fn attr(&mut self, record: &InodeRecord) -> Result<pb::Attr> {
+        let mut attr = pb::Attr {
+            inode: record.id,
+            kind: record.kind,
+            mode: record.mode,
+            uid: record.uid,
+            gid: record.gid,
+            nlink: record.nlink,
+            size: record.size,
+            atime: Some(record.atime),
+            mtime: Some(record.mtime),
+            ctime: Some(record.ctime),
+            rdev: record.rdev,
+            layout: record.layout,
+            truncate_epoch: record.epoch,
+            generation: 1,
+        };
+        if record.is_dir() {
+            let times = self.get::<DirTimes>(&keys::dir_times(record.id()))?;
+            if let Some(times) = times {
+                attr.mtime = Some(times.mtime);
+                attr.ctime = Some(time::later(times.ctime, record.ctime));
+            }
+            let subdirs = self.number(&keys::subdirs(record.id()))?;
+            attr.nlink = u32::try_from(subdirs.saturating_add(2)).unwrap_or(u32::MAX);
+            attr.layout = Some(self.core.inherited_layout(record));
+        }
+        Ok(attr)
+    }
+
+    /// [`Self::attr`] of a name's inode.
+    pub(crate) fn attr_of(&mut self, dentry: Dentry) -> Result<pb::Attr> {
+        let record = self.live(dentry.id())?;
+        self.attr(&record)
+    }
+
+    /// An inode of its own, not stored yet.
+    pub(crate) fn fresh(
+        &self,
+        kind: FileKind,
+        mode: u32,
+        uid: u32,
+        gid: u32,
+    ) -> Result<InodeRecord> {
+        let now = self.now;
+        Ok(InodeRecord {
+            id: self.core.next_id()?,
+            kind: kind as i32,
+            mode,
+            uid,
+            gid,
+            nlink: 1,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            ..InodeRecord::default()
+        })
+    }
+}
