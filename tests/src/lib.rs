@@ -1,1 +1,12 @@
-//! EmberFS tests.
+//! End-to-end tests of EmberFS: real processes, a real mount, real failures.
+//!
+//! [`TestCluster`] brings up a cluster with the real binary in a temporary directory and takes it away
+//! again, whatever happens in between. Nothing here looks inside a server: tests see what users see.
+
+mod binary;
+mod cluster;
+mod command;
+
+pub use binary::emberfs_binary;
+pub use cluster::{ClusterOptions, TestCluster};
+pub use command::Outcome;

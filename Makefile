@@ -1,0 +1,68 @@
+# EmberFS: the commands of README.md and CONTRIBUTING.md. `make` alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+CARGO ?= cargo
+TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),$(CURDIR)/target)
+PACKAGES := clang libclang-dev fuse3 pkg-config python3
+# Where `make run` keeps its cluster and mounts it.
+DIR ?= $(CURDIR)/emberfs-data
+MNT ?= $(CURDIR)/emberfs-mnt
+SEEDS ?= 200
+
+# RocksDB is compiled once per machine, not once per profile and target directory.
+export ROCKSDB_STATIC := 1
+ROCKSDB = ROCKSDB_LIB_DIR="$${ROCKSDB_LIB_DIR:-$$(.ci/rocksdb-archive)}"
+BUILD = export $(ROCKSDB); $(CARGO)
+NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
+
+.PHONY: help deps build run test lint fmt fmt-check sim bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+deps: ## install the Debian packages that the build needs
+	@missing=$$(for p in $(PACKAGES); do \
+	    dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q '^install ok installed' || echo $$p; done); \
+	missing=$$(echo $$missing); \
+	if [ -n "$$missing" ]; then \
+	    if [ "$$(id -u)" = 0 ]; then \
+	        echo "Installing $$missing" >&2; \
+	        { apt-get update && DEBIAN_FRONTEND=noninteractive \
+	            apt-get install -y --no-install-recommends $$missing; } >/dev/null; \
+	    else \
+	        echo "Packages are missing; run: sudo apt-get install -y $$missing" >&2; exit 1; \
+	    fi; \
+	fi
+	@command -v $(CARGO) >/dev/null || { echo "Rust is missing; see https://rustup.rs" >&2; exit 1; }
+
+build: deps ## build target/release/emberfs
+	@$(BUILD) build --release --locked -p emberfs
+
+run: build ## bring up a cluster, mount it, write and read a file through the mount
+	@.ci/first-light "$(TARGET)/release/emberfs" "$(DIR)" "$(MNT)"
+
+test: deps fmt-check lint ## format check, lints, and every test
+	@$(BUILD) build --locked -p emberfs
+	@export EMBERFS_BIN="$(TARGET)/debug/emberfs"; \
+	$(if $(NEXTEST),$(BUILD) nextest run --locked --workspace --profile $(if $(CI),ci,default),$(BUILD) test --locked --workspace)
+
+fmt: ## format the code
+	@$(CARGO) fmt --all
+
+fmt-check:
+	@$(CARGO) fmt --all --check
+
+lint: deps ## clippy, warnings denied
+	@$(BUILD) clippy --locked --workspace --all-targets -- -D warnings
+
+sim: deps ## simulate chain replication under faults: make sim SEEDS=10000
+	@EMBERFS_SIM_SEEDS=$(SEEDS) $(BUILD) test --release --locked -p emberfs-storage simulation -- --nocapture
+
+bench: build ## measure disk and network floors, then EmberFS natively and through the mount
+	@tools/bench/suite.sh "$(TARGET)/release/emberfs"
+
+clean: ## remove build results (data of `make run` stays: emberfs down --purge)
+	@$(CARGO) clean

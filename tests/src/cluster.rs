@@ -1,0 +1,305 @@
+//! A cluster of real processes for one test.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::binary::emberfs_binary;
+use crate::command::{Outcome, run};
+
+/// Pause between two looks at something that is to become true.
+const POLL: Duration = Duration::from_millis(50);
+/// How long a killed process may take to be gone.
+const DEATH_LIMIT: Duration = Duration::from_secs(10);
+
+/// What a cluster should be like.
+#[derive(Clone, Debug)]
+pub struct ClusterOptions {
+    /// Storage servers.
+    pub nodes: u32,
+    /// Copies of each chunk.
+    pub replicas: u32,
+    /// Mount it as well.
+    pub mount: bool,
+    /// `meta.KEY=VALUE`, `storage.KEY=VALUE`: as `emberfs up --set`.
+    pub settings: Vec<String>,
+    /// As after `-o` of `emberfs mount`.
+    pub mount_options: String,
+}
+
+impl ClusterOptions {
+    /// A mounted cluster with default settings.
+    pub fn new(nodes: u32, replicas: u32) -> Self {
+        Self {
+            nodes,
+            replicas,
+            mount: true,
+            settings: Vec::new(),
+            mount_options: String::new(),
+        }
+    }
+}
+
+/// A running cluster. Dropping it stops and deletes everything.
+#[derive(Debug)]
+pub struct TestCluster {
+    // Deleted last.
+    temp: TempDir,
+    binary: PathBuf,
+    options: ClusterOptions,
+}
+
+impl TestCluster {
+    /// A mounted cluster with default settings.
+    pub fn start(nodes: u32, replicas: u32) -> Result<Self> {
+        Self::with(ClusterOptions::new(nodes, replicas))
+    }
+
+    /// A cluster as described.
+    pub fn with(options: ClusterOptions) -> Result<Self> {
+        let temp = tempfile::Builder::new().prefix("emberfs-test-").tempdir()?;
+        let cluster = Self {
+            temp,
+            binary: emberfs_binary()?,
+            options,
+        };
+        // A failed `up` leaves servers behind: the drop of `cluster` takes them away.
+        cluster.up()?;
+        Ok(cluster)
+    }
+
+    /// `emberfs up`: brings back what is down.
+    pub fn up(&self) -> Result<Outcome> {
+        let mut command = self.verb("up");
+        command.arg("--storage").arg(self.options.nodes.to_string());
+        command
+            .arg("--replicas")
+            .arg(self.options.replicas.to_string());
+        if self.options.mount {
+            command.arg("--mount").arg(self.mount());
+        } else {
+            command.arg("--no-mount");
+        }
+        if !self.options.mount_options.is_empty() {
+            command.arg("-o").arg(&self.options.mount_options);
+        }
+        // Settings are for a new cluster.
+        if !self.dir().join("cluster.toml").exists() {
+            for setting in &self.options.settings {
+                command.arg("--set").arg(setting);
+            }
+        }
+        run(&mut command)?.expect_code(0)
+    }
+
+    /// `emberfs down`.
+    pub fn down(&self) -> Result<Outcome> {
+        run(&mut self.verb("down"))?.expect_code(0)
+    }
+
+    /// `emberfs down --purge`.
+    pub fn purge(&self) -> Result<Outcome> {
+        run(self.verb("down").arg("--purge"))?.expect_code(0)
+    }
+
+    /// `emberfs start NAME`: `meta-1`, `storage-2`, `mount`.
+    pub fn start_process(&self, name: &str) -> Result<Outcome> {
+        run(self.verb("start").arg(name))?.expect_code(0)
+    }
+
+    /// `emberfs stop NAME`: cleanly.
+    pub fn stop_process(&self, name: &str) -> Result<Outcome> {
+        run(self.verb("stop").arg(name))?.expect_code(0)
+    }
+
+    /// Any verb with any arguments on this cluster.
+    pub fn emberfs(&self, verb: &str, arguments: &[&str]) -> Result<Outcome> {
+        run(self.verb(verb).args(arguments))
+    }
+
+    /// `emberfs status --json`.
+    pub fn status_json(&self) -> Result<Value> {
+        run(self.verb("status").arg("--json"))?.json()
+    }
+
+    /// `emberfs status`: 0 healthy, 1 degraded, 2 broken.
+    pub fn status_code(&self) -> Result<i32> {
+        Ok(run(&mut self.verb("status"))?.code)
+    }
+
+    /// `emberfs fsck --json`, which reads every replica: 0 clean, 1 differences, 2 not checked.
+    pub fn fsck(&self) -> Result<Outcome> {
+        run(self.verb("fsck").arg("--json"))
+    }
+
+    /// Waits until the status has this exit code.
+    pub fn wait_status(&self, code: i32, limit: Duration) -> Result<()> {
+        let mut last = String::new();
+        wait(limit, || {
+            let outcome = run(&mut self.verb("status"))?;
+            last = outcome.stdout;
+            Ok(outcome.code == code)
+        })
+        .with_context(|| format!("status does not become {code}; last: {last}"))
+    }
+
+    /// Kills a process as a crash would, and waits until it is gone.
+    pub fn kill9(&self, name: &str) -> Result<()> {
+        let pid = self.pid(name)?;
+        rustix::process::kill_process(pid, Signal::KILL)?;
+        wait(DEATH_LIMIT, || Ok(!is_alive(pid))).with_context(|| format!("{name} survives"))
+    }
+
+    /// Suspends a process: it is silent and refuses nothing.
+    pub fn sigstop(&self, name: &str) -> Result<()> {
+        Ok(rustix::process::kill_process(
+            self.pid(name)?,
+            Signal::STOP,
+        )?)
+    }
+
+    /// Lets a suspended process go on.
+    pub fn sigcont(&self, name: &str) -> Result<()> {
+        Ok(rustix::process::kill_process(
+            self.pid(name)?,
+            Signal::CONT,
+        )?)
+    }
+
+    /// The process `NAME`, from its pid file.
+    pub fn pid(&self, name: &str) -> Result<Pid> {
+        let path = self.dir().join("run").join(format!("{name}.pid"));
+        let text = fs::read_to_string(&path).with_context(|| format!("{name} is not running"))?;
+        let raw: i32 = text
+            .trim()
+            .parse()
+            .with_context(|| format!("{}: {text}", path.display()))?;
+        Pid::from_raw(raw).with_context(|| format!("{}: {text}", path.display()))
+    }
+
+    /// Every process that has a pid file.
+    pub fn pids(&self) -> Vec<Pid> {
+        self.names()
+            .iter()
+            .filter_map(|name| self.pid(name).ok())
+            .collect()
+    }
+
+    /// Names of all processes of this cluster.
+    pub fn names(&self) -> Vec<String> {
+        let mut names = vec!["meta-1".to_owned()];
+        names.extend((1..=self.options.nodes).map(|node| format!("storage-{node}")));
+        names.extend(self.options.mount.then(|| "mount".to_owned()));
+        names
+    }
+
+    /// The log of a process, for messages of failed tests.
+    pub fn log(&self, name: &str) -> String {
+        let path = self.dir().join("run").join(format!("{name}.log"));
+        fs::read_to_string(path).unwrap_or_default()
+    }
+
+    /// Directory of the cluster.
+    pub fn dir(&self) -> PathBuf {
+        self.temp.path().join("data")
+    }
+
+    /// Where it is mounted.
+    pub fn mount(&self) -> PathBuf {
+        self.temp.path().join("mnt")
+    }
+
+    /// `host:port` of the metadata server.
+    pub fn address(&self) -> Result<String> {
+        let address = self.status_json()?["address"].as_str().map(str::to_owned);
+        address.context("status has no address")
+    }
+
+    /// Whether something is mounted at [`Self::mount`].
+    pub fn is_mounted(&self) -> Result<bool> {
+        is_mounted(&self.mount())
+    }
+
+    fn verb(&self, verb: &str) -> Command {
+        let mut command = Command::new(&self.binary);
+        // The caller's cluster must not be touched.
+        command.env_remove("EMBERFS_CLUSTER");
+        command.arg(verb).arg("--dir").arg(self.dir());
+        command
+    }
+
+    fn tear_down(&self) -> Result<()> {
+        let mount = self.mount();
+        if self.dir().join("cluster.toml").exists() {
+            for pid in self.pids() {
+                // Nothing may wait for a process that a test has suspended.
+                let _ = rustix::process::kill_process(pid, Signal::CONT);
+            }
+            let pids = self.pids();
+            let outcome = run(self.verb("down").args(["--purge", "--force"]))?;
+            if outcome.code != 0 {
+                eprintln!("down failed: {}", outcome.stderr);
+                for pid in pids {
+                    let _ = rustix::process::kill_process(pid, Signal::KILL);
+                }
+            }
+        }
+        if is_mounted(&mount)? {
+            rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for TestCluster {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            for name in self.names() {
+                let log = self.log(&name);
+                let lines: Vec<_> = log.lines().collect();
+                let tail = lines[lines.len().saturating_sub(15)..].join("\n");
+                eprintln!("---- end of the log of {name}\n{tail}");
+            }
+        }
+        if let Err(error) = self.tear_down() {
+            eprintln!("cannot take the test cluster away: {error:#}");
+        }
+    }
+}
+
+/// Waits until `condition` holds; fails after `limit`.
+pub(crate) fn wait(limit: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    let start = Instant::now();
+    while !condition()? {
+        if start.elapsed() > limit {
+            bail!("not within {limit:?}");
+        }
+        thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+/// A process that exists and is no zombie.
+fn is_alive(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    let state = stat.ok().and_then(|stat| {
+        let (_, rest) = stat.rsplit_once(") ")?;
+        rest.chars().next()
+    });
+    !matches!(state, None | Some('Z' | 'X'))
+}
+
+fn is_mounted(path: &Path) -> Result<bool> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    let path = path.display().to_string();
+    Ok(table
+        .lines()
+        .any(|line| line.split(' ').nth(4) == Some(path.as_str())))
+}

@@ -1,0 +1,199 @@
+//! `emberfs bench`: a few honest numbers about a cluster, through the native client, or about any
+//! directory (a mount, a local disk) for comparison.
+//!
+//! Data is random, so that nothing below can compress it away; writes end with fsync and count it;
+//! reads start with dropped caches. CPU time is that of this process and, for a cluster on this host,
+//! of all its processes.
+
+mod report;
+mod small;
+mod stream;
+mod subject;
+
+use std::time::Instant;
+
+use crate::cli::{BenchArgs, Workload};
+use crate::failure::{Context, Exit, Failure, Result};
+use crate::local::LocalCluster;
+use crate::progress::Progress;
+use crate::rpc::Seat;
+
+use report::BenchReport;
+use subject::{DirSubject, NativeSubject, Subject};
+
+/// `emberfs bench write|read|meta`.
+pub(crate) async fn bench(cluster: Option<String>, args: BenchArgs) -> Result<Exit> {
+    let seat = match &args.path {
+        Some(_) => None,
+        None => Some(Seat::find(cluster, &args.dir)?),
+    };
+    // A mount of the cluster in --dir is measured through --path: its servers' time counts as well.
+    let local = match &seat {
+        Some(seat) => seat.local.clone(),
+        None => Seat::find(None, &args.dir).ok().and_then(|seat| seat.local),
+    };
+    let pids = match local {
+        Some((dir, plan)) => pids(&LocalCluster { dir, plan }).await?,
+        None => Vec::new(),
+    };
+    let progress = Progress::start("Measuring");
+    let (path, workload) = (args.path.clone(), args.workload);
+    let work = move || -> Result<BenchReport> {
+        let subject: Box<dyn Subject> = match (path, seat) {
+            (Some(path), _) => Box::new(DirSubject::new(
+                &path,
+                rustix::process::geteuid().is_root(),
+            )?),
+            (None, Some(seat)) => Box::new(NativeSubject::connect(&seat.address)?),
+            (None, None) => {
+                return Err(Failure::new("nothing to measure: give --cluster or --path"));
+            }
+        };
+        let report = measure(subject.as_ref(), workload, &pids);
+        subject.finish();
+        report
+    };
+    let report = tokio::task::spawn_blocking(work)
+        .await
+        .context("the measurement broke off")??;
+    drop(progress);
+    if args.json {
+        println!(
+            "{}",
+            serde_json::to_string_pretty(&report).context("cannot write JSON")?
+        );
+    } else {
+        println!("{}", report.render());
+    }
+    Ok(Exit::Success)
+}
+
+fn measure(subject: &dyn Subject, workload: Workload, pids: &[i32]) -> Result<BenchReport> {
+    let mut meter = Meter::new(pids.to_vec());
+    let mut report = BenchReport::new(subject.describe());
+    match workload {
+        Workload::Write(args) => stream::write(subject, &args, &mut meter, &mut report)?,
+        Workload::Read(args) => stream::read(subject, &args, &mut meter, &mut report)?,
+        Workload::Meta(args) => small::run(subject, &args, &mut meter, &mut report)?,
+    }
+    Ok(report)
+}
+
+async fn pids(cluster: &LocalCluster) -> Result<Vec<i32>> {
+    let mut pids = Vec::new();
+    for process in cluster.processes() {
+        pids.extend(process.running().await?.map(|running| running.pid()));
+    }
+    Ok(pids)
+}
+
+/// Wall and CPU time of a phase.
+struct Meter {
+    pids: Vec<i32>,
+    ticks_per_second: f64,
+}
+
+/// What a phase took.
+#[derive(Clone, Copy, Debug)]
+struct Spent {
+    seconds: f64,
+    cpu_seconds: f64,
+}
+
+impl Meter {
+    fn new(mut pids: Vec<i32>) -> Self {
+        pids.push(std::process::id() as i32);
+        Self {
+            pids,
+            ticks_per_second: rustix::param::clock_ticks_per_second() as f64,
+        }
+    }
+
+    fn time<T>(&mut self, work: impl FnOnce() -> Result<T>) -> Result<(T, Spent)> {
+        let before = self.cpu_seconds();
+        let start = Instant::now();
+        let value = work()?;
+        let seconds = start.elapsed().as_secs_f64();
+        let cpu_seconds = self.cpu_seconds() - before;
+        Ok((
+            value,
+            Spent {
+                seconds,
+                cpu_seconds,
+            },
+        ))
+    }
+
+    fn cpu_seconds(&self) -> f64 {
+        let ticks: u64 = self.pids.iter().filter_map(|pid| ticks(*pid)).sum();
+        ticks as f64 / self.ticks_per_second
+    }
+}
+
+/// User and system time of a process, in clock ticks: fields 14 and 15 of its stat file.
+fn ticks(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the program's name, in parentheses, with whatever characters it likes.
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_whitespace().skip(11);
+    let user: u64 = fields.next()?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    Some(user + system)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{SmallArgs, StreamArgs};
+
+    #[test]
+    fn cpu_time_of_this_process_grows_with_work() {
+        let mut meter = Meter::new(Vec::new());
+        let ((), spent) = meter
+            .time(|| {
+                let start = Instant::now();
+                while start.elapsed().as_millis() < 100 {
+                    std::hint::spin_loop();
+                }
+                Ok(())
+            })
+            .expect("no failure");
+        assert!(spent.seconds >= 0.1 && spent.cpu_seconds > 0.0, "{spent:?}");
+    }
+
+    #[test]
+    fn every_workload_runs_on_a_directory_and_leaves_nothing_behind() {
+        let temp = tempfile::tempdir().expect("temporary directory");
+        let stream = StreamArgs {
+            size: 3 << 19,
+            block: 1 << 20,
+            jobs: 2,
+        };
+        let small = SmallArgs {
+            files: 10,
+            size: 4096,
+            jobs: 3,
+        };
+        for (workload, phases) in [
+            (Workload::Write(stream), &["write"][..]),
+            (Workload::Read(stream), &["read"]),
+            (Workload::Meta(small), &["create", "stat", "read", "unlink"]),
+        ] {
+            let subject = DirSubject::new(temp.path(), false).expect("a directory");
+            let report = measure(&subject, workload, &[]).expect("measured");
+            subject.finish();
+            let json = serde_json::to_value(&report).expect("JSON");
+            let names: Vec<_> = json["phases"]
+                .as_array()
+                .expect("an array")
+                .iter()
+                .collect();
+            let names: Vec<_> = names
+                .iter()
+                .map(|p| p["phase"].as_str().unwrap_or(""))
+                .collect();
+            assert_eq!(names, phases);
+        }
+        assert_eq!(std::fs::read_dir(temp.path()).expect("there").count(), 0);
+    }
+}

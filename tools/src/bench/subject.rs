@@ -1,0 +1,267 @@
+//! What is measured: a directory, or a cluster through the native client.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use emberfs_client::blocking::{Client, File};
+use emberfs_client::{ClientConfig, CreateFlags, Creds, OpenFlags};
+use emberfs_proto::ids::InodeId;
+
+use crate::failure::{Context, Failure, Result};
+
+/// A place with files, addressed by plain names.
+pub(super) trait Subject: Send + Sync {
+    /// For the report.
+    fn describe(&self) -> String;
+    /// Makes and opens a new file.
+    fn create(&self, name: &str) -> Result<Box<dyn Handle>>;
+    /// Opens an existing file for reading.
+    fn open(&self, name: &str) -> Result<Box<dyn Handle>>;
+    /// Length of a file.
+    fn stat(&self, name: &str) -> Result<u64>;
+    /// Removes a file.
+    fn unlink(&self, name: &str) -> Result<()>;
+    /// Makes the next read of these files come from disks.
+    fn drop_caches(&self, names: &[String]) -> Result<()>;
+    /// Removes what was made.
+    fn finish(&self);
+}
+
+/// An open file.
+pub(super) trait Handle: Send {
+    /// Writes all of `data`.
+    fn write_at(&mut self, offset: u64, data: &[u8]) -> Result<()>;
+    /// Reads until `buf` is full or the file ends.
+    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<usize>;
+    /// fsync.
+    fn sync(&mut self) -> Result<()>;
+    /// close.
+    fn close(self: Box<Self>) -> Result<()>;
+}
+
+/// Name of the directory that a benchmark works in.
+fn work_name() -> String {
+    format!("emberfs-bench-{}", std::process::id())
+}
+
+/// A directory of this host.
+#[derive(Debug)]
+pub(super) struct DirSubject {
+    /// Names and attributes are forgotten as well, those of the whole machine: only root can.
+    whole_machine: bool,
+    work: PathBuf,
+}
+
+impl DirSubject {
+    pub(super) fn new(path: &Path, whole_machine: bool) -> Result<Self> {
+        let work = path.join(work_name());
+        fs::create_dir(&work).context(format!("cannot create {}", work.display()))?;
+        Ok(Self {
+            whole_machine,
+            work,
+        })
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.work.join(name)
+    }
+}
+
+impl Subject for DirSubject {
+    fn describe(&self) -> String {
+        format!(
+            "directory {}",
+            self.work.parent().unwrap_or(&self.work).display()
+        )
+    }
+
+    fn create(&self, name: &str) -> Result<Box<dyn Handle>> {
+        let path = self.at(name);
+        let file = fs::File::options()
+            .create_new(true)
+            .read(true)
+            .write(true)
+            .open(&path);
+        Ok(Box::new(
+            file.context(format!("cannot create {}", path.display()))?,
+        ))
+    }
+
+    fn open(&self, name: &str) -> Result<Box<dyn Handle>> {
+        let path = self.at(name);
+        let file = fs::File::open(&path).context(format!("cannot open {}", path.display()))?;
+        Ok(Box::new(file))
+    }
+
+    fn stat(&self, name: &str) -> Result<u64> {
+        let path = self.at(name);
+        Ok(fs::metadata(&path)
+            .context(format!("cannot stat {}", path.display()))?
+            .len())
+    }
+
+    fn unlink(&self, name: &str) -> Result<()> {
+        let path = self.at(name);
+        fs::remove_file(&path).context(format!("cannot remove {}", path.display()))
+    }
+
+    fn drop_caches(&self, names: &[String]) -> Result<()> {
+        for name in names {
+            let path = self.at(name);
+            let what = || format!("cannot drop {} from memory", path.display());
+            let file = fs::File::open(&path).context(what())?;
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).context(what())?;
+        }
+        if self.whole_machine {
+            let _ = fs::write("/proc/sys/vm/drop_caches", "3");
+        }
+        Ok(())
+    }
+
+    fn finish(&self) {
+        let _ = fs::remove_dir_all(&self.work);
+    }
+}
+
+impl Handle for fs::File {
+    fn write_at(&mut self, offset: u64, data: &[u8]) -> Result<()> {
+        self.write_all_at(data, offset).context("cannot write")
+    }
+
+    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let mut filled = 0;
+        while filled < buf.len() {
+            let read = FileExt::read_at(self, &mut buf[filled..], offset + filled as u64);
+            match read.context("cannot read")? {
+                0 => break,
+                count => filled += count,
+            }
+        }
+        Ok(filled)
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.sync_all().context("cannot fsync")
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        drop(self);
+        Ok(())
+    }
+}
+
+/// A cluster through the native client.
+pub(super) struct NativeSubject {
+    client: Client,
+    creds: Creds,
+    address: String,
+    work: InodeId,
+}
+
+impl NativeSubject {
+    pub(super) fn connect(address: &str) -> Result<Self> {
+        let config = ClientConfig {
+            meta: address.to_owned(),
+            ..ClientConfig::default()
+        };
+        let client = Client::connect(config)?;
+        let creds = Creds::current();
+        let work = client.mkdir(&creds, client.root(), work_name().as_bytes(), 0o700)?;
+        let work = InodeId(work.inode);
+        Ok(Self {
+            client,
+            creds,
+            address: address.to_owned(),
+            work,
+        })
+    }
+
+    fn inode(&self, name: &str) -> Result<emberfs_client::Attr> {
+        Ok(self
+            .client
+            .lookup(&self.creds, self.work, name.as_bytes())?)
+    }
+}
+
+impl Subject for NativeSubject {
+    fn describe(&self) -> String {
+        format!("cluster {} through the native client", self.address)
+    }
+
+    fn create(&self, name: &str) -> Result<Box<dyn Handle>> {
+        let flags = CreateFlags {
+            exclusive: true,
+            read: true,
+            write: true,
+            ..CreateFlags::default()
+        };
+        let made = self
+            .client
+            .create(&self.creds, self.work, name.as_bytes(), 0o600, flags)?;
+        Ok(Box::new(made.1))
+    }
+
+    fn open(&self, name: &str) -> Result<Box<dyn Handle>> {
+        let inode = InodeId(self.inode(name)?.inode);
+        let flags = OpenFlags {
+            read: true,
+            ..OpenFlags::default()
+        };
+        Ok(Box::new(self.client.open(&self.creds, inode, flags)?.1))
+    }
+
+    fn stat(&self, name: &str) -> Result<u64> {
+        Ok(self.inode(name)?.size)
+    }
+
+    fn unlink(&self, name: &str) -> Result<()> {
+        self.client
+            .unlink(&self.creds, self.work, name.as_bytes())?;
+        Ok(())
+    }
+
+    /// The client forgets a file when it is closed, and storage servers read with O_DIRECT.
+    fn drop_caches(&self, _names: &[String]) -> Result<()> {
+        Ok(())
+    }
+
+    fn finish(&self) {
+        let empty = || -> Result<(), emberfs_proto::Error> {
+            let page = self.client.readdir(&self.creds, self.work, b"", 4096)?;
+            for entry in page.entries {
+                self.client.unlink(&self.creds, self.work, &entry.name)?;
+            }
+            self.client
+                .rmdir(&self.creds, self.client.root(), work_name().as_bytes())?;
+            Ok(())
+        };
+        if let Err(error) = empty() {
+            let left = Failure::from(error);
+            eprintln!(
+                "emberfs: /{} stays behind in the cluster: {left}; remove it",
+                work_name()
+            );
+        }
+        self.client.shutdown();
+    }
+}
+
+impl Handle for File {
+    fn write_at(&mut self, offset: u64, data: &[u8]) -> Result<()> {
+        Ok(Self::write_at(self, offset, data)?)
+    }
+
+    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        Ok(Self::read_at(self, offset, buf)?)
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        Self::sync(self)?;
+        Ok(())
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        Ok(Self::close(*self)?)
+    }
+}

@@ -1,0 +1,320 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Where `up` keeps a cluster unless told otherwise.
+pub(crate) const DEFAULT_DIR: &str = "./emberfs-data";
+/// Where `up` mounts it unless told otherwise.
+pub(crate) const DEFAULT_MOUNT: &str = "./emberfs-mnt";
+
+/// EmberFS: a distributed file system for training data and checkpoints
+#[derive(Debug, Parser)]
+#[command(
+    name = "emberfs",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
+pub(crate) struct Cli {
+    /// Address (host:port) of the cluster's metadata server [default: the cluster in --dir]
+    #[arg(long, global = true, env = "EMBERFS_CLUSTER", value_name = "ADDR")]
+    pub(crate) cluster: Option<String>,
+    /// What to do
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a whole cluster on this host and mount it; brings back whatever of it is down
+    Up(UpArgs),
+    /// Unmount and stop the cluster of this host
+    Down(DownArgs),
+    /// Start one process of the cluster of this host
+    Start(NameArgs),
+    /// Stop one process of the cluster of this host cleanly
+    Stop(NameArgs),
+    /// Run a metadata server
+    Meta(ServerArgs),
+    /// Run a storage server
+    Storage(ServerArgs),
+    /// Mount a cluster
+    Mount(MountArgs),
+    /// Unmount
+    Umount(UmountArgs),
+    /// Show nodes, disks, chains and space; exits with 0 healthy, 1 degraded, 2 broken
+    #[command(after_long_help = crate::status::JSON_HELP)]
+    Status(StatusArgs),
+    /// Say in a few lines whether the cluster is well; exit codes as of status
+    #[command(after_long_help = crate::status::JSON_HELP)]
+    Health(StatusArgs),
+    /// Compare the replicas of every chunk, and chunks with the metadata, on the running cluster
+    #[command(after_long_help = crate::fsck::JSON_HELP)]
+    Fsck(FsckArgs),
+    /// Measure a cluster or any directory
+    Bench(BenchArgs),
+    /// Look at configuration files
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+/// Which cluster of this host.
+#[derive(Args, Debug)]
+pub(crate) struct DirArg {
+    /// Directory of the cluster on this host
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR)]
+    pub(crate) dir: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    pub(crate) dir: DirArg,
+    /// Storage servers [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) storage: Option<u32>,
+    /// Copies of each chunk [default: 3, or fewer if there are fewer storage servers]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub(crate) replicas: Option<u32>,
+    /// Where to mount [default: ./emberfs-mnt]
+    #[arg(long, value_name = "MNT")]
+    pub(crate) mount: Option<PathBuf>,
+    /// Servers only
+    #[arg(long, conflicts_with = "mount")]
+    pub(crate) no_mount: bool,
+    /// Put the storage servers' disks under PATH instead of the cluster's directory
+    #[arg(long, value_name = "PATH")]
+    pub(crate) disk_root: Option<PathBuf>,
+    /// Mount options, as `-o` of `emberfs mount`
+    #[arg(
+        short = 'o',
+        long = "mount-options",
+        value_name = "OPTIONS",
+        allow_hyphen_values = true
+    )]
+    pub(crate) mount_options: Option<String>,
+    /// Setting for a new cluster's configuration files: meta.KEY=VALUE or storage.KEY=VALUE
+    #[arg(long = "set", value_name = "SETTING")]
+    pub(crate) settings: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DownArgs {
+    #[command(flatten)]
+    pub(crate) dir: DirArg,
+    /// Delete all data of the cluster as well
+    #[arg(long)]
+    pub(crate) purge: bool,
+    /// Unmount even if programs still use the mount; they lose it
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct NameArgs {
+    #[command(flatten)]
+    pub(crate) dir: DirArg,
+    /// meta-1, storage-1, storage-2, …, or mount
+    pub(crate) name: String,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ServerArgs {
+    /// Configuration file (TOML)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArg,
+}
+
+/// How `up` and `mount` start processes that outlive them.
+#[derive(Args, Debug)]
+pub(crate) struct DaemonArg {
+    /// Run as a daemon: own session, pid file STEM.pid, one line on standard output when ready
+    #[arg(long, value_name = "STEM", hide = true)]
+    pub(crate) daemon: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct MountArgs {
+    /// Address (host:port) of the cluster's metadata server
+    pub(crate) addr: String,
+    /// Directory to mount on
+    pub(crate) mountpoint: PathBuf,
+    /// ro, allow_other, subdir=, fsname=, subtype=, direct_io, transport=auto|classic|ring, …
+    #[arg(short = 'o', value_name = "OPTIONS", allow_hyphen_values = true)]
+    pub(crate) options: Vec<String>,
+    /// Stay in the foreground and log to standard error
+    #[arg(long, short = 'f')]
+    pub(crate) foreground: bool,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArg,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct UmountArgs {
+    /// Where it is mounted
+    pub(crate) mountpoint: PathBuf,
+    /// Detach the mount even if programs still use it
+    #[arg(long, short = 'l', visible_alias = "lazy")]
+    pub(crate) force: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) dir: DirArg,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct FsckArgs {
+    #[command(flatten)]
+    pub(crate) dir: DirArg,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Compare what the servers know about chunks without reading the bytes from disk
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Chunks that are read at the same time
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) parallel: u16,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    pub(crate) dir: DirArg,
+    /// Measure this directory (a mount, a local disk) instead of a cluster through the native client
+    #[arg(long, value_name = "DIR", global = true)]
+    pub(crate) path: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// What to measure
+    #[command(subcommand)]
+    pub(crate) workload: Workload,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(crate) enum Workload {
+    /// Sequential writes and fsync
+    Write(StreamArgs),
+    /// Sequential reads, caches dropped
+    Read(StreamArgs),
+    /// Create, stat, open-read-close and unlink of small files
+    Meta(SmallArgs),
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct StreamArgs {
+    /// Size of each file, such as 256M or 1G
+    #[arg(long, default_value = "1G", value_parser = parse_size)]
+    pub(crate) size: u64,
+    /// Bytes per read or write
+    #[arg(long, default_value = "1M", value_parser = parse_size)]
+    pub(crate) block: u64,
+    /// Files at the same time
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) jobs: u32,
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct SmallArgs {
+    /// Files in all
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub(crate) files: u32,
+    /// Bytes per file
+    #[arg(long, default_value = "4K", value_parser = parse_size)]
+    pub(crate) size: u64,
+    /// Workers at the same time
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) jobs: u32,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Read a configuration file as the server would and say what is wrong with it
+    Check(ConfigCheckArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ConfigCheckArgs {
+    /// Configuration file (TOML)
+    pub(crate) file: PathBuf,
+    /// Whose file it is [default: storage if the file sets `disks` or `node`, else meta]
+    #[arg(long)]
+    pub(crate) kind: Option<ServerKind>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ServerKind {
+    /// `emberfs meta`
+    Meta,
+    /// `emberfs storage`
+    Storage,
+}
+
+/// Reads `4096`, `64K`, `1M`, `2GiB`.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit
+        .to_ascii_lowercase()
+        .trim_end_matches("ib")
+        .trim_end_matches('b')
+    {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return Err("write a number and K, M, G or T, such as 256M".to_owned()),
+    };
+    let number: u64 = number
+        .parse()
+        .map_err(|_| "write a number, such as 256M".to_owned())?;
+    match number.checked_mul(1 << shift) {
+        Some(size) if size > 0 => Ok(size),
+        _ => Err("must be from 1 byte to 16 EiB".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_have_binary_units() {
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_size("4K"), Ok(4096));
+        assert_eq!(parse_size("1g"), Ok(1 << 30));
+        assert_eq!(parse_size("2MiB"), Ok(2 << 20));
+        for bad in ["", "K", "0", "5x", "-1", "99999999T"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn options_may_start_with_a_dash_and_the_cluster_stands_anywhere() {
+        let cli = Cli::try_parse_from(["emberfs", "status", "--cluster", "a:1", "--json"])
+            .expect("valid");
+        assert_eq!(cli.cluster.as_deref(), Some("a:1"));
+        let cli = Cli::try_parse_from(["emberfs", "mount", "a:1", "/m", "-o", "subtype=,ro"])
+            .expect("valid");
+        assert!(matches!(cli.command, Command::Mount(args) if args.options == ["subtype=,ro"]));
+    }
+}

@@ -1,0 +1,64 @@
+//! `emberfs status` and `emberfs health`: is the cluster well, and if not, what to type next.
+//!
+//! Facts are gathered with short time limits (`gather.rs`), turned into a report with a stable shape
+//! (`report.rs`), judged by a pure function (`judge.rs`) and shown (`render.rs`). Nothing here touches
+//! the mount.
+
+mod gather;
+mod judge;
+mod render;
+mod report;
+
+use crate::cli::StatusArgs;
+use crate::failure::{Context, Exit, Result};
+use crate::rpc::Seat;
+
+use report::{Overall, StatusReport};
+
+/// The shape of `--json`, for `--help`.
+pub(crate) const JSON_HELP: &str = "\
+JSON (fields are only ever added):
+  status       \"healthy\", \"degraded\" or \"broken\", as the exit code 0, 1, 2
+  problems     [{code, severity, what, next}], worst first; `next` is a command to type
+  cluster, address, map_version, replicas, expected_nodes, settling
+  space        {capacity, used, free} in bytes, all replicas counted
+  meta         {engine, inodes, clients, sessions, write_sessions, garbage, uptime_ms}
+  nodes        [{id, name, alive, registered, heartbeat_age_ms, data_addr, admin_addr, disks: [{id, path,
+               capacity, used, free, error}]}]
+  chains       [{id, version, serving, targets: [{id, node, disk, state, local_state, sync_done, sync_total}]}]
+  clients      [{id, host, sessions, idle_ms}]
+  processes    [{name, pid}] of the cluster on this host; pid is null when it is down";
+
+/// `emberfs status`.
+pub(crate) async fn status(cluster: Option<String>, args: StatusArgs) -> Result<Exit> {
+    let report = gather(cluster, &args).await?;
+    show(&report, args.json, render::full)
+}
+
+/// `emberfs health`.
+pub(crate) async fn health(cluster: Option<String>, args: StatusArgs) -> Result<Exit> {
+    let report = gather(cluster, &args).await?;
+    show(&report, args.json, render::verdict)
+}
+
+async fn gather(cluster: Option<String>, args: &StatusArgs) -> Result<StatusReport> {
+    let seat = Seat::find(cluster, &args.dir)?;
+    let facts = gather::gather(&seat).await;
+    Ok(judge::judge(&facts))
+}
+
+fn show(report: &StatusReport, json: bool, text: fn(&StatusReport) -> String) -> Result<Exit> {
+    if json {
+        println!(
+            "{}",
+            serde_json::to_string_pretty(report).context("cannot write JSON")?
+        );
+    } else {
+        println!("{}", text(report));
+    }
+    Ok(match report.status {
+        Overall::Healthy => Exit::Success,
+        Overall::Degraded => Exit::Failure,
+        Overall::Broken => Exit::Broken,
+    })
+}

@@ -1,0 +1,366 @@
+//! From facts to a report: a pure function.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+
+use emberfs_proto::ids::{ClientId, ClusterId, DiskId};
+use emberfs_proto::pb::{self, LocalState, PublicState};
+
+use crate::cluster_dir::{META, storage_name};
+use crate::show;
+
+use super::gather::{Facts, LocalFacts};
+use super::report::{
+    ChainReport, ClientReport, DiskReport, MetaReport, NodeReport, Overall, Problem, SpaceReport,
+    StatusReport, TargetReport,
+};
+
+/// A disk with less than one in this many bytes left is reported.
+const LOW_SPACE: u64 = 20;
+/// How many ids a sentence lists.
+const LISTED: usize = 6;
+
+pub(super) fn judge(facts: &Facts) -> StatusReport {
+    let mut report = empty(facts);
+    match &facts.report {
+        Ok(reply) => fill(&mut report, reply),
+        Err(reason) => report.problems.push(unreachable(facts, reason)),
+    }
+    if let Ok(summary) = &facts.summary {
+        fill_meta(&mut report, summary);
+    } else if facts.report.is_ok() {
+        let reason = facts.summary.as_ref().err().cloned().unwrap_or_default();
+        report.problems.push(Problem {
+            code: "namespace-silent",
+            severity: Overall::Broken,
+            what: format!("the namespace does not answer: {reason}"),
+            next: restart(facts.local.as_ref(), META),
+        });
+    }
+    if let Ok(reply) = &facts.report {
+        let problems = check(&report, reply, facts.local.as_ref());
+        report.problems.extend(problems);
+    }
+    report
+        .problems
+        .sort_by_key(|problem| std::cmp::Reverse(problem.severity));
+    report.status = report
+        .problems
+        .first()
+        .map_or(Overall::Healthy, |worst| worst.severity);
+    report
+}
+
+fn empty(facts: &Facts) -> StatusReport {
+    let processes = facts.local.as_ref().map(|local| local.processes.clone());
+    StatusReport {
+        status: Overall::Broken,
+        problems: Vec::new(),
+        cluster: None,
+        address: facts.address.clone(),
+        map_version: 0,
+        replicas: 0,
+        expected_nodes: 0,
+        settling: false,
+        space: SpaceReport::default(),
+        meta: None,
+        nodes: Vec::new(),
+        chains: Vec::new(),
+        clients: Vec::new(),
+        processes: processes.unwrap_or_default(),
+    }
+}
+
+fn fill(report: &mut StatusReport, reply: &pb::ReportReply) {
+    let map = reply.map.clone().unwrap_or_default();
+    report.cluster = ClusterId::from_bytes(&map.cluster).map(|id| id.to_string());
+    report.map_version = map.version;
+    report.replicas = map.replicas;
+    report.expected_nodes = reply.expected_nodes;
+    report.settling = reply.settling;
+    let live: HashMap<u32, &pb::NodeReport> = reply.nodes.iter().map(|n| (n.node, n)).collect();
+    report.nodes = map
+        .nodes
+        .iter()
+        .map(|node| node_report(node, live.get(&node.id)))
+        .collect();
+    for disk in report.nodes.iter().flat_map(|node| &node.disks) {
+        report.space.capacity += disk.space.capacity;
+        report.space.used += disk.space.used;
+        report.space.free += disk.space.free;
+    }
+    let targets: HashMap<u64, &pb::TargetMsg> = map.targets.iter().map(|t| (t.id, t)).collect();
+    let reported = reply.nodes.iter().flat_map(|node| &node.targets);
+    let reported: HashMap<u64, &pb::TargetReport> = reported.map(|t| (t.target, t)).collect();
+    let chain = |chain: &pb::ChainMsg| {
+        let known = chain.targets.iter().filter_map(|id| targets.get(id));
+        let targets: Vec<_> = known
+            .map(|t| target_report(t, reported.get(&t.id)))
+            .collect();
+        let serving = targets.iter().filter(|t| t.state == "serving").count();
+        ChainReport {
+            id: chain.id,
+            version: chain.version,
+            serving,
+            targets,
+        }
+    };
+    report.chains = map.chains.iter().map(chain).collect();
+}
+
+fn node_report(node: &pb::NodeMsg, live: Option<&&pb::NodeReport>) -> NodeReport {
+    let disk = |disk: &pb::DiskMsg| {
+        let said = live.and_then(|live| live.disks.iter().find(|d| d.disk == disk.id));
+        let space = said.and_then(|said| said.space).map(|s| SpaceReport {
+            capacity: s.capacity,
+            used: s.used,
+            free: s.free,
+        });
+        DiskReport {
+            id: disk_id(&disk.id),
+            path: disk.path.clone(),
+            space: space.unwrap_or(SpaceReport {
+                capacity: disk.capacity,
+                used: 0,
+                free: 0,
+            }),
+            error: said.map(|said| said.error.clone()).unwrap_or_default(),
+        }
+    };
+    NodeReport {
+        id: node.id,
+        name: storage_name(node.id as usize),
+        alive: node.alive,
+        registered: live.is_some_and(|live| live.registered),
+        heartbeat_age_ms: live.map_or(0, |live| live.heartbeat_age_ms),
+        data_addr: node.data_addr.clone(),
+        admin_addr: node.admin_addr.clone(),
+        disks: node.disks.iter().map(disk).collect(),
+    }
+}
+
+fn target_report(target: &pb::TargetMsg, said: Option<&&pb::TargetReport>) -> TargetReport {
+    TargetReport {
+        id: target.id,
+        node: target.node,
+        disk: disk_id(&target.disk),
+        state: match target.state() {
+            PublicState::Serving => "serving",
+            PublicState::LastServing => "last_serving",
+            PublicState::Syncing => "syncing",
+            PublicState::Waiting => "waiting",
+            PublicState::Offline | PublicState::Unspecified => "offline",
+        },
+        local_state: match said.map(|said| said.state()) {
+            Some(LocalState::UpToDate) => "up_to_date",
+            Some(LocalState::Online) => "online",
+            _ => "offline",
+        },
+        sync_done: said.map_or(0, |said| said.sync_done),
+        sync_total: said.map_or(0, |said| said.sync_total),
+    }
+}
+
+fn disk_id(bytes: &[u8]) -> String {
+    DiskId::from_bytes(bytes)
+        .map(|id| id.to_string())
+        .unwrap_or_default()
+}
+
+fn fill_meta(report: &mut StatusReport, summary: &pb::SummaryReply) {
+    report.meta = Some(MetaReport {
+        engine: summary.engine.clone(),
+        inodes: summary.inodes,
+        clients: summary.clients,
+        sessions: summary.sessions,
+        write_sessions: summary.write_sessions,
+        garbage: summary.garbage,
+        uptime_ms: summary.uptime_ms,
+    });
+    let client = |client: &pb::ClientInfo| ClientReport {
+        id: ClientId::from_bytes(&client.client)
+            .map(|id| id.to_string())
+            .unwrap_or_default(),
+        host: client.host.clone(),
+        sessions: client.sessions,
+        idle_ms: client.idle_ms,
+    };
+    report.clients = summary.client_list.iter().map(client).collect();
+}
+
+fn unreachable(facts: &Facts, reason: &str) -> Problem {
+    let local = facts.local.as_ref();
+    let down = local.is_some_and(|local| process_is_down(local, META));
+    Problem {
+        code: "meta-unreachable",
+        severity: Overall::Broken,
+        what: format!("the metadata server is unreachable: {reason}"),
+        next: match local {
+            Some(local) if down => format!("emberfs up --dir {}", local.dir),
+            _ => restart(local, META),
+        },
+    }
+}
+
+fn process_is_down(local: &LocalFacts, name: &str) -> bool {
+    local
+        .processes
+        .iter()
+        .any(|process| process.name == name && process.pid.is_none())
+}
+
+/// What brings a server back: we know only about those of this host.
+fn restart(local: Option<&LocalFacts>, name: &str) -> String {
+    match local {
+        Some(local) if process_is_down(local, name) => {
+            format!("emberfs start --dir {} {name}", local.dir)
+        }
+        Some(local) => format!("tail {}/run/{name}.log", local.dir),
+        None => format!("start {name} on its host, or look at its log there"),
+    }
+}
+
+fn check(
+    report: &StatusReport,
+    reply: &pb::ReportReply,
+    local: Option<&LocalFacts>,
+) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    nodes(report, local, &mut problems);
+    chains(report, local, &mut problems);
+    disks(report, &mut problems);
+    if reply.settling && problems.iter().any(|p| p.severity == Overall::Broken) {
+        problems.push(Problem {
+            code: "settling",
+            severity: Overall::Degraded,
+            what: "the metadata server has just started and waits for storage servers".to_owned(),
+            next: "emberfs status".to_owned(),
+        });
+    }
+    problems
+}
+
+fn nodes(report: &StatusReport, local: Option<&LocalFacts>, problems: &mut Vec<Problem>) {
+    for node in &report.nodes {
+        let down = local.is_some_and(|local| process_is_down(local, &node.name));
+        if node.alive && !down {
+            continue;
+        }
+        let why = match (node.registered, down) {
+            (_, true) => "its process is down".to_owned(),
+            (true, _) => format!("silent for {}", show::duration_ms(node.heartbeat_age_ms)),
+            (false, _) => "it has not registered since the metadata server started".to_owned(),
+        };
+        problems.push(Problem {
+            code: "node-dead",
+            severity: Overall::Degraded,
+            what: format!("node {} ({}) is dead: {why}", node.name, node.data_addr),
+            next: restart(local, &node.name),
+        });
+    }
+}
+
+fn chains(report: &StatusReport, local: Option<&LocalFacts>, problems: &mut Vec<Problem>) {
+    if report.chains.is_empty() {
+        let there = report.nodes.iter().filter(|node| node.alive).count();
+        problems.push(Problem {
+            code: "no-chains",
+            severity: Overall::Broken,
+            what: format!(
+                "there are no chains: {there} of {} have registered",
+                show::count(report.expected_nodes as usize, "expected node")
+            ),
+            next: match local {
+                Some(local) => format!("emberfs up --dir {}", local.dir),
+                None => "start the missing storage servers".to_owned(),
+            },
+        });
+        return;
+    }
+    let culprits = |chains: &[&ChainReport]| {
+        let targets = chains.iter().flat_map(|chain| &chain.targets);
+        let lost = targets.filter(|t| matches!(t.state, "offline" | "last_serving" | "waiting"));
+        let node = lost.map(|target| target.node).min();
+        node.map(|node| restart(local, &storage_name(node as usize)))
+    };
+    let dead: Vec<_> = report
+        .chains
+        .iter()
+        .filter(|chain| chain.serving == 0)
+        .collect();
+    if !dead.is_empty() {
+        problems.push(Problem {
+            code: "chain-down",
+            severity: Overall::Broken,
+            what: format!("no replica serves {}", ids(&dead)),
+            next: culprits(&dead).unwrap_or_else(|| "emberfs status".to_owned()),
+        });
+    }
+    let asked = report.replicas as usize;
+    let short = |chain: &&ChainReport| chain.serving > 0 && chain.serving < asked;
+    let short: Vec<_> = report.chains.iter().filter(short).collect();
+    if !short.is_empty() {
+        let syncing = short.iter().flat_map(|chain| &chain.targets);
+        let syncing: Vec<_> = syncing.filter(|target| target.state == "syncing").collect();
+        let mut what = format!("fewer than {asked} replicas serve {}", ids(&short));
+        if !syncing.is_empty() {
+            let done: u64 = syncing.iter().map(|target| target.sync_done).sum();
+            let total: u64 = syncing.iter().map(|target| target.sync_total).sum();
+            let shown = show::count(syncing.len(), "replica");
+            // Writing into a String cannot fail.
+            let _ = write!(
+                what,
+                "; {shown} being brought up to date: {done} of {total} chunks"
+            );
+        }
+        problems.push(Problem {
+            code: "chain-degraded",
+            severity: Overall::Degraded,
+            what,
+            next: culprits(&short).unwrap_or_else(|| "emberfs status".to_owned()),
+        });
+    }
+}
+
+fn disks(report: &StatusReport, problems: &mut Vec<Problem>) {
+    for node in &report.nodes {
+        for disk in &node.disks {
+            let place = format!("disk {} of {}", disk.path, node.name);
+            if !disk.error.is_empty() {
+                problems.push(Problem {
+                    code: "disk-error",
+                    severity: Overall::Degraded,
+                    what: format!("{place} has failed: {}", disk.error),
+                    next: "dmesg".to_owned(),
+                });
+            } else if node.alive && disk.space.free < disk.space.capacity / LOW_SPACE {
+                problems.push(Problem {
+                    code: "disk-full",
+                    severity: Overall::Degraded,
+                    what: format!(
+                        "{place} is nearly full: {} left",
+                        show::bytes(disk.space.free)
+                    ),
+                    next: "delete files, or add storage servers".to_owned(),
+                });
+            }
+        }
+    }
+}
+
+fn ids(chains: &[&ChainReport]) -> String {
+    let listed: Vec<_> = chains
+        .iter()
+        .take(LISTED)
+        .map(|chain| chain.id.to_string())
+        .collect();
+    let more = if chains.len() > LISTED { ", …" } else { "" };
+    format!(
+        "{} ({}{more})",
+        show::count(chains.len(), "chain"),
+        listed.join(", ")
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,228 @@
+use super::*;
+use crate::status::render;
+use crate::status::report::ProcessReport;
+use bytes::Bytes;
+use pb::PublicState::{LastServing, Offline, Serving, Syncing};
+
+/// Three nodes; chains with one target per node, in the given states.
+fn facts(chains: &[[PublicState; 3]]) -> Facts {
+    let disk = |node: u32| Bytes::copy_from_slice(&u128::from(node).to_be_bytes());
+    let mut map = pb::ClusterMapMsg {
+        version: 5,
+        replicas: 3,
+        ..Default::default()
+    };
+    map.cluster = Bytes::copy_from_slice(&7u128.to_be_bytes());
+    let mut nodes = Vec::new();
+    for id in 1..=3 {
+        let disks = vec![pb::DiskMsg {
+            id: disk(id),
+            path: format!("/d{id}"),
+            capacity: 1000,
+        }];
+        map.nodes.push(pb::NodeMsg {
+            id,
+            alive: true,
+            disks,
+            ..Default::default()
+        });
+        let space = pb::Space {
+            capacity: 1000,
+            used: 100,
+            free: 900,
+        };
+        nodes.push(pb::NodeReport {
+            node: id,
+            registered: true,
+            heartbeat_age_ms: 300,
+            disks: vec![pb::DiskReport {
+                disk: disk(id),
+                space: Some(space),
+                error: String::new(),
+            }],
+            targets: Vec::new(),
+        });
+    }
+    for (index, states) in chains.iter().enumerate() {
+        let chain = index as u32 + 1;
+        let mut targets = Vec::new();
+        for (node, state) in (1..).zip(states) {
+            let id = u64::from(chain * 10 + node);
+            targets.push(id);
+            let state = *state as i32;
+            map.targets.push(pb::TargetMsg {
+                id,
+                chain,
+                node,
+                disk: disk(node),
+                state,
+            });
+            let said = pb::TargetReport {
+                target: id,
+                sync_done: 2,
+                sync_total: 9,
+                ..Default::default()
+            };
+            nodes[node as usize - 1].targets.push(said);
+        }
+        map.chains.push(pb::ChainMsg {
+            id: chain,
+            version: 4,
+            targets,
+        });
+    }
+    let report = pb::ReportReply {
+        map: Some(map),
+        nodes,
+        settling: false,
+        expected_nodes: 3,
+    };
+    Facts {
+        address: "h:7400".to_owned(),
+        report: Ok(report),
+        summary: Ok(pb::SummaryReply {
+            inodes: 12,
+            ..Default::default()
+        }),
+        local: None,
+    }
+}
+
+fn with_local(mut facts: Facts, down: &[&str]) -> Facts {
+    let process = |name: &str| ProcessReport {
+        name: name.to_owned(),
+        pid: (!down.contains(&name)).then_some(42),
+    };
+    let names = ["meta-1", "storage-1", "storage-2", "storage-3"];
+    let processes = names.into_iter().map(process).collect();
+    facts.local = Some(LocalFacts {
+        dir: "/c".to_owned(),
+        processes,
+    });
+    facts
+}
+
+fn reply(facts: &mut Facts) -> &mut pb::ReportReply {
+    facts.report.as_mut().expect("the manager answered")
+}
+
+fn codes(report: &StatusReport) -> Vec<&str> {
+    report.problems.iter().map(|problem| problem.code).collect()
+}
+
+#[test]
+fn a_whole_cluster_is_healthy() {
+    let report = judge(&facts(&[[Serving; 3]; 4]));
+    assert_eq!(report.status, Overall::Healthy, "{:?}", report.problems);
+    assert_eq!((report.space.capacity, report.space.used), (3000, 300));
+    let text = render::full(&report);
+    assert!(
+        text.starts_with("HEALTHY: 4 chains, each with 3 of 3 replicas serving\n"),
+        "{text}"
+    );
+    assert!(
+        text.contains("3/3 serving") && text.contains("12 inodes"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_missing_replica_degrades_and_the_next_command_restarts_its_server() {
+    let mut facts = with_local(
+        facts(&[[Serving; 3], [Serving, Serving, Offline]]),
+        &["storage-3"],
+    );
+    let map = reply(&mut facts).map.as_mut().expect("a map");
+    map.nodes[2].alive = false;
+    let report = judge(&facts);
+    assert_eq!(report.status, Overall::Degraded);
+    assert_eq!(codes(&report), ["node-dead", "chain-degraded"]);
+    for problem in &report.problems {
+        assert_eq!(problem.next, "emberfs start --dir /c storage-3");
+    }
+    let text = render::verdict(&report);
+    assert!(text.starts_with("DEGRADED: node storage-3"), "{text}");
+    assert_eq!(text.matches("next:").count(), 1, "{text}");
+}
+
+#[test]
+fn a_process_that_just_died_is_seen_before_its_lease_ends() {
+    let report = judge(&with_local(facts(&[[Serving; 3]]), &["storage-2"]));
+    assert_eq!(
+        (report.status, codes(&report)),
+        (Overall::Degraded, vec!["node-dead"])
+    );
+}
+
+#[test]
+fn a_resync_is_degraded_and_shows_its_progress() {
+    let report = judge(&facts(&[[Serving, Serving, Syncing]]));
+    assert_eq!(report.status, Overall::Degraded);
+    let what = &report.problems[0].what;
+    assert!(what.contains("2 of 9 chunks"), "{what}");
+}
+
+#[test]
+fn a_chain_that_serves_nowhere_breaks_the_cluster_and_comes_first() {
+    let report = judge(&with_local(
+        facts(&[[Serving, Serving, Offline], [LastServing, Offline, Offline]]),
+        &["storage-1"],
+    ));
+    assert_eq!(report.status, Overall::Broken);
+    assert_eq!(report.problems[0].code, "chain-down");
+    assert_eq!(report.problems[0].next, "emberfs start --dir /c storage-1");
+}
+
+#[test]
+fn a_cluster_without_chains_or_without_metadata_server_is_broken() {
+    let report = judge(&facts(&[]));
+    assert_eq!(
+        (report.status, codes(&report)),
+        (Overall::Broken, vec!["no-chains"])
+    );
+
+    let mut facts = with_local(facts(&[[Serving; 3]]), &["meta-1"]);
+    facts.report = Err("cannot reach h:7400: refused".to_owned());
+    facts.summary = Err("the same".to_owned());
+    let report = judge(&facts);
+    assert_eq!(
+        (report.status, codes(&report)),
+        (Overall::Broken, vec!["meta-unreachable"])
+    );
+    assert_eq!(report.problems[0].next, "emberfs up --dir /c");
+    assert!(render::full(&report).starts_with("BROKEN: the metadata server is unreachable"));
+}
+
+#[test]
+fn failed_and_full_disks_degrade() {
+    let mut facts = facts(&[[Serving; 3]]);
+    reply(&mut facts).nodes[0].disks[0].error = "read-only".to_owned();
+    reply(&mut facts).nodes[1].disks[0].space = Some(pb::Space {
+        capacity: 1000,
+        used: 980,
+        free: 20,
+    });
+    let report = judge(&facts);
+    assert_eq!(
+        (report.status, codes(&report)),
+        (Overall::Degraded, vec!["disk-error", "disk-full"])
+    );
+}
+
+#[test]
+fn the_json_shape_has_its_documented_fields() {
+    let report = judge(&with_local(facts(&[[Serving, Serving, Syncing]]), &[]));
+    let json = serde_json::to_value(&report).expect("JSON");
+    assert_eq!(json["status"], "degraded");
+    assert_eq!(json["problems"][0]["severity"], "degraded");
+    assert_eq!(json["nodes"][0]["disks"][0]["free"], 900);
+    assert_eq!(json["chains"][0]["targets"][2]["state"], "syncing");
+    assert_eq!(json["processes"][0]["pid"], 42);
+    let fields = json.as_object().expect("an object").keys();
+    for field in fields {
+        assert!(
+            crate::status::JSON_HELP.contains(field.as_str()),
+            "{field} is not in --help"
+        );
+    }
+}
