@@ -10,6 +10,7 @@ use super::ring::IoJob;
 pub(crate) struct Faults {
     pub(crate) reads: AtomicI32,
     pub(crate) writes: AtomicI32,
+    pub(crate) flushes: AtomicI32,
     /// Not 0: the next index write fails.
     pub(crate) index: AtomicI32,
     /// No flush without a request that asks for it.
@@ -21,7 +22,8 @@ impl Faults {
         let errno = match job {
             IoJob::Read { .. } => self.reads.load(Ordering::SeqCst),
             IoJob::Write { .. } => self.writes.load(Ordering::SeqCst),
-            IoJob::Flush { .. } | IoJob::Stop => 0,
+            IoJob::Flush { .. } => self.flushes.load(Ordering::SeqCst),
+            IoJob::Stop => 0,
         };
         (errno != 0).then(|| io::Error::from_raw_os_error(errno))
     }

@@ -145,6 +145,11 @@ impl Thread {
 
     /// Takes a job in; whether it was the last.
     fn start(&mut self, job: Job<IoJob>) -> bool {
+        #[cfg(test)]
+        if let Some(error) = self.faults.check(&job.work) {
+            finish(job.work, Err(error));
+            return false;
+        }
         match &job.work {
             IoJob::Stop => return true,
             IoJob::Flush { class, .. } => {
@@ -153,11 +158,6 @@ impl Thread {
                 self.start_flush(class);
             }
             IoJob::Read { .. } | IoJob::Write { .. } => {
-                #[cfg(test)]
-                if let Some(error) = self.faults.check(&job.work) {
-                    finish(job.work, Err(error));
-                    return false;
-                }
                 self.launch(Flight { job, done: 0 });
             }
         }

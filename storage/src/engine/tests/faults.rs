@@ -189,3 +189,37 @@ async fn a_power_cut_that_takes_a_commit_back_finds_the_old_version_whole() {
     sound(&engine).await;
     engine.shutdown().await;
 }
+
+#[tokio::test]
+async fn data_is_flushed_before_its_record_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = EngineConfig {
+        durability: Durability::Power,
+        ..config(dir.path())
+    };
+    let engine = open(&config).await;
+    engine.create_target(T).await.unwrap();
+    put(&engine, key(1), write(1, 0, b"safe")).await;
+    config.faults.flushes.store(EIO, Ordering::SeqCst);
+    for (k, change) in [
+        (key(1), write(2, 0, b"lost")),
+        (key(1), write(2, 4, b"lost")),
+    ] {
+        assert_eq!(
+            code(engine.prepare(T, k, change).await),
+            ErrorCode::DiskError
+        );
+    }
+    assert_eq!(engine.health().state, DiskState::Failed);
+    assert_eq!(engine.meta(T, key(1)).await.unwrap().unwrap().pending, None);
+    engine.shutdown().await;
+    let engine = open(&config).await;
+    assert_eq!(engine.meta(T, key(1)).await.unwrap().unwrap().pending, None);
+    assert_eq!(
+        content(&engine, key(1), ReadVersion::Committed)
+            .await
+            .unwrap(),
+        b"safe"
+    );
+    engine.shutdown().await;
+}
