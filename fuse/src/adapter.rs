@@ -12,34 +12,33 @@
 mod convert;
 mod gate;
 mod groups;
+mod reply;
+mod spawn;
 
 use std::ffi::OsStr;
-use std::future::Future;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use emberfs_client::{Creds, RenameFlags, Result, SetAttr};
-use emberfs_proto::{Error, ErrorCode};
+use emberfs_client::{Attr, Creds, RenameFlags, SetAttr};
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags,
-    PollEvents, PollFlags, PollNotifier, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents,
+    PollFlags, PollNotifier, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use futures::FutureExt;
 
 use crate::MountOptions;
 use crate::backend::Backend;
-use crate::handler::{Handler, Opened, ROOT_NODE};
-use convert::{file_attr, file_type, fill_statfs, listed_attr, time_set};
+use crate::handler::{Handler, ROOT_NODE};
+use convert::time_set;
 pub(crate) use gate::Gate;
 use groups::Groups;
+use reply::Outcome;
 
 /// Largest read and write, bytes: what the kernel allows without raising `fs.fuse.max_pages_limit`.
 const MAX_IO: u32 = 1 << 20;
@@ -93,108 +92,13 @@ impl<B: Backend> Adapter<B> {
         }
     }
 
-    /// Runs one request; `reply` gets its outcome whatever happens, a panic included.
-    fn spawn<T, F>(
-        &self,
-        operation: &'static str,
-        node: INodeNo,
-        work: F,
-        reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
-    ) where
-        F: Future<Output = Result<T>> + Send + 'static,
-    {
-        let pass = self.gate.enter();
-        self.runtime.spawn(async move {
-            let outcome = AssertUnwindSafe(work).catch_unwind().await;
-            let outcome = outcome.unwrap_or_else(|panic| {
-                let said = panic_message(&*panic);
-                tracing::error!(operation, node = node.0, panic = said, "a request panicked");
-                Err(Error::new(
-                    ErrorCode::Internal,
-                    format!("{operation} panicked: {said}"),
-                ))
-            });
-            reply(outcome.map_err(|error| errno(operation, node, &error)));
-            drop(pass);
-        });
+    fn entry_reply(&self, reply: ReplyEntry) -> impl FnOnce(Outcome<Attr>) + Send + use<B> {
+        reply::entry(reply, self.attr_timeout, self.entry_timeout)
     }
-}
-
-/// The one place where an error becomes an errno and a line in the log.
-fn errno(operation: &str, node: INodeNo, error: &Error) -> Errno {
-    let number = match error.errno() {
-        // Programs do not expect "try again" from a file.
-        libc::EAGAIN => libc::EIO,
-        number => number,
-    };
-    let fault = matches!(
-        number,
-        libc::EIO | libc::EPROTO | libc::ETIMEDOUT | libc::ENXIO | libc::ENOSPC | libc::EROFS
-    );
-    if fault {
-        tracing::warn!(operation, node = node.0, %error, errno = number, "request failed");
-    } else {
-        tracing::debug!(operation, node = node.0, %error, errno = number, "request refused");
-    }
-    Errno::from_i32(number)
-}
-
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }
 
 fn owned(name: &OsStr) -> Bytes {
     Bytes::copy_from_slice(name.as_bytes())
-}
-
-fn fopen_flags(opened: &Opened) -> FopenFlags {
-    let chosen = [
-        (opened.keep_cache, FopenFlags::FOPEN_KEEP_CACHE),
-        (opened.direct, FopenFlags::FOPEN_DIRECT_IO),
-        (opened.direct, FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES),
-        // Nothing to flush at close: spares a request.
-        (!opened.writable, FopenFlags::FOPEN_NOFLUSH),
-    ];
-    chosen
-        .into_iter()
-        .filter(|(on, _)| *on)
-        .fold(FopenFlags::empty(), |all, (_, flag)| all | flag)
-}
-
-/// Replies nothing or an error.
-fn empty(reply: ReplyEmpty) -> impl FnOnce(Result<(), Errno>) + Send {
-    move |outcome| match outcome {
-        Ok(()) => reply.ok(),
-        Err(errno) => reply.error(errno),
-    }
-}
-
-/// Replies an entry or an error.
-fn entry(
-    reply: ReplyEntry,
-    attr_timeout: Duration,
-    entry_timeout: Duration,
-) -> impl FnOnce(Result<emberfs_client::Attr, Errno>) + Send {
-    move |outcome| match outcome {
-        Ok(attr) => {
-            let generation = Generation(attr.generation);
-            reply.entry_with_ttls(&attr_timeout, &entry_timeout, &file_attr(&attr), generation);
-        }
-        Err(errno) => reply.error(errno),
-    }
-}
-
-/// Replies attributes or an error.
-fn attributes(
-    reply: ReplyAttr,
-    timeout: Duration,
-) -> impl FnOnce(Result<emberfs_client::Attr, Errno>) + Send {
-    move |outcome| match outcome {
-        Ok(attr) => reply.attr(&timeout, &file_attr(&attr)),
-        Err(errno) => reply.error(errno),
-    }
 }
 
 impl<B: Backend> Filesystem for Adapter<B> {
@@ -221,7 +125,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (handler, creds, name) = (self.handler.clone(), self.creds(request), owned(name));
         let work = async move { handler.lookup(&creds, parent.0, &name).await };
-        let reply = entry(reply, self.attr_timeout, self.entry_timeout);
+        let reply = self.entry_reply(reply);
         self.spawn("lookup", parent, work, reply);
     }
 
@@ -240,7 +144,12 @@ impl<B: Backend> Filesystem for Adapter<B> {
     ) {
         let handler = self.handler.clone();
         let work = async move { handler.getattr(node.0).await };
-        self.spawn("getattr", node, work, attributes(reply, self.attr_timeout));
+        self.spawn(
+            "getattr",
+            node,
+            work,
+            reply::attributes(reply, self.attr_timeout),
+        );
     }
 
     fn setattr(
@@ -273,16 +182,18 @@ impl<B: Backend> Filesystem for Adapter<B> {
         };
         let handle = handle.map(|handle| handle.0);
         let work = async move { handler.setattr(&creds, node.0, changes, handle).await };
-        self.spawn("setattr", node, work, attributes(reply, self.attr_timeout));
+        self.spawn(
+            "setattr",
+            node,
+            work,
+            reply::attributes(reply, self.attr_timeout),
+        );
     }
 
     fn readlink(&self, request: &Request, node: INodeNo, reply: ReplyData) {
         let (handler, creds) = (self.handler.clone(), self.creds(request));
         let work = async move { handler.readlink(&creds, node.0).await };
-        self.spawn("readlink", node, work, move |outcome| match outcome {
-            Ok(target) => reply.data(&target),
-            Err(errno) => reply.error(errno),
-        });
+        self.spawn("readlink", node, work, reply::data(reply));
     }
 
     fn mknod(
@@ -297,7 +208,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
     ) {
         let (handler, creds, name) = (self.handler.clone(), self.creds(request), owned(name));
         let work = async move { handler.mknod(&creds, parent.0, &name, mode, rdev).await };
-        let reply = entry(reply, self.attr_timeout, self.entry_timeout);
+        let reply = self.entry_reply(reply);
         self.spawn("mknod", parent, work, reply);
     }
 
@@ -312,20 +223,20 @@ impl<B: Backend> Filesystem for Adapter<B> {
     ) {
         let (handler, creds, name) = (self.handler.clone(), self.creds(request), owned(name));
         let work = async move { handler.mkdir(&creds, parent.0, &name, mode).await };
-        let reply = entry(reply, self.attr_timeout, self.entry_timeout);
+        let reply = self.entry_reply(reply);
         self.spawn("mkdir", parent, work, reply);
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (handler, creds, name) = (self.handler.clone(), self.creds(request), owned(name));
         let work = async move { handler.unlink(&creds, parent.0, &name).await };
-        self.spawn("unlink", parent, work, empty(reply));
+        self.spawn("unlink", parent, work, reply::empty(reply));
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (handler, creds, name) = (self.handler.clone(), self.creds(request), owned(name));
         let work = async move { handler.rmdir(&creds, parent.0, &name).await };
-        self.spawn("rmdir", parent, work, empty(reply));
+        self.spawn("rmdir", parent, work, reply::empty(reply));
     }
 
     fn symlink(
@@ -339,7 +250,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
         let (handler, creds, name) = (self.handler.clone(), self.creds(request), owned(name));
         let target = owned(target.as_os_str());
         let work = async move { handler.symlink(&creds, parent.0, &name, &target).await };
-        let reply = entry(reply, self.attr_timeout, self.entry_timeout);
+        let reply = self.entry_reply(reply);
         self.spawn("symlink", parent, work, reply);
     }
 
@@ -368,7 +279,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
             let (from, to) = ((parent.0, &*name), (new_parent.0, &*new_name));
             handler.rename(&creds, from, to, flags).await
         };
-        self.spawn("rename", parent, work, empty(reply));
+        self.spawn("rename", parent, work, reply::empty(reply));
     }
 
     fn link(
@@ -381,7 +292,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
     ) {
         let (handler, creds, name) = (self.handler.clone(), self.creds(request), owned(new_name));
         let work = async move { handler.link(&creds, node.0, new_parent.0, &name).await };
-        let reply = entry(reply, self.attr_timeout, self.entry_timeout);
+        let reply = self.entry_reply(reply);
         self.spawn("link", node, work, reply);
     }
 
@@ -389,19 +300,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
         let (handler, creds) = (self.handler.clone(), self.creds(request));
         let notifier = self.notifier.clone();
         let work = async move { handler.open(&creds, node.0, flags.0).await };
-        self.spawn("open", node, work, move |outcome| match outcome {
-            Ok(opened) => {
-                if opened.attr_stale
-                    && let Some(notifier) = notifier.get()
-                {
-                    // A negative offset: attributes only, so no page lock is waited for. It fails
-                    // if the kernel has no such inode cached, which is as good.
-                    let _ = notifier.inval_inode(node, -1, 0);
-                }
-                reply.opened(FileHandle(opened.handle), fopen_flags(&opened));
-            }
-            Err(errno) => reply.error(errno),
-        });
+        self.spawn("open", node, work, reply::opened(reply, node, notifier));
     }
 
     fn create(
@@ -418,16 +317,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
         // The reply has one lifetime for both.
         let timeout = self.attr_timeout.min(self.entry_timeout);
         let work = async move { handler.create(&creds, parent.0, &name, mode, flags).await };
-        self.spawn("create", parent, work, move |outcome| match outcome {
-            Ok((attr, opened)) => reply.created(
-                &timeout,
-                &file_attr(&attr),
-                Generation(attr.generation),
-                FileHandle(opened.handle),
-                fopen_flags(&opened),
-            ),
-            Err(errno) => reply.error(errno),
-        });
+        self.spawn("create", parent, work, reply::created(reply, timeout));
     }
 
     fn read(
@@ -443,10 +333,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
     ) {
         let handler = self.handler.clone();
         let work = async move { handler.read(handle.0, offset, size as usize).await };
-        self.spawn("read", node, work, move |outcome| match outcome {
-            Ok(data) => reply.data(&data),
-            Err(errno) => reply.error(errno),
-        });
+        self.spawn("read", node, work, reply::data(reply));
     }
 
     fn write(
@@ -465,10 +352,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
         let (handler, data) = (self.handler.clone(), Bytes::copy_from_slice(data));
         let written = data.len() as u32;
         let work = async move { handler.write(handle.0, offset, data).await };
-        self.spawn("write", node, work, move |outcome| match outcome {
-            Ok(()) => reply.written(written),
-            Err(errno) => reply.error(errno),
-        });
+        self.spawn("write", node, work, reply::written(reply, written));
     }
 
     fn flush(
@@ -481,7 +365,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
     ) {
         let handler = self.handler.clone();
         let work = async move { handler.flush(handle.0).await };
-        self.spawn("flush", node, work, empty(reply));
+        self.spawn("flush", node, work, reply::empty(reply));
     }
 
     fn fsync(
@@ -494,7 +378,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
     ) {
         let handler = self.handler.clone();
         let work = async move { handler.fsync(handle.0).await };
-        self.spawn("fsync", node, work, empty(reply));
+        self.spawn("fsync", node, work, reply::empty(reply));
     }
 
     fn release(
@@ -509,7 +393,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
     ) {
         let handler = self.handler.clone();
         let work = async move { handler.release(handle.0).await };
-        self.spawn("release", node, work, empty(reply));
+        self.spawn("release", node, work, reply::empty(reply));
     }
 
     fn opendir(&self, _request: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -526,22 +410,11 @@ impl<B: Backend> Filesystem for Adapter<B> {
         node: INodeNo,
         handle: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
         let (handler, creds) = (self.handler.clone(), self.creds(request));
         let work = async move { handler.readdir(&creds, handle.0, offset, false).await };
-        self.spawn("readdir", node, work, move |outcome| match outcome {
-            Ok(items) => {
-                for item in items {
-                    let name = OsStr::from_bytes(&item.name);
-                    if reply.add(INodeNo(item.node), item.cookie, file_type(item.kind), name) {
-                        break;
-                    }
-                }
-                reply.ok();
-            }
-            Err(errno) => reply.error(errno),
-        });
+        self.spawn("readdir", node, work, reply::listing(reply));
     }
 
     fn readdirplus(
@@ -550,25 +423,17 @@ impl<B: Backend> Filesystem for Adapter<B> {
         node: INodeNo,
         handle: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
         let (handler, creds) = (self.handler.clone(), self.creds(request));
         let timeout = self.attr_timeout.min(self.entry_timeout);
         let work = async move { handler.readdir(&creds, handle.0, offset, true).await };
-        self.spawn("readdirplus", node, work, move |outcome| match outcome {
-            Ok(items) => {
-                for item in items {
-                    let (attr, generation) = listed_attr(&item);
-                    let name = OsStr::from_bytes(&item.name);
-                    let node = INodeNo(item.node);
-                    if reply.add(node, item.cookie, name, &timeout, &attr, generation) {
-                        break;
-                    }
-                }
-                reply.ok();
-            }
-            Err(errno) => reply.error(errno),
-        });
+        self.spawn(
+            "readdirplus",
+            node,
+            work,
+            reply::listing_with_attributes(reply, timeout),
+        );
     }
 
     fn releasedir(
@@ -598,15 +463,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
     fn statfs(&self, request: &Request, _node: INodeNo, reply: ReplyStatfs) {
         let (handler, creds) = (self.handler.clone(), self.creds(request));
         let work = async move { handler.statfs(&creds).await };
-        self.spawn(
-            "statfs",
-            INodeNo(ROOT_NODE),
-            work,
-            move |outcome| match outcome {
-                Ok(usage) => fill_statfs(&usage, reply),
-                Err(errno) => reply.error(errno),
-            },
-        );
+        self.spawn("statfs", INodeNo(ROOT_NODE), work, reply::usage(reply));
     }
 
     fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {

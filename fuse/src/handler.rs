@@ -15,13 +15,15 @@ mod tests;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use emberfs_client::Attr;
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::{Error, ErrorCode};
+use futures::StreamExt;
 use parking_lot::RwLock;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, OpenFile};
 
 use dirs::DirHandle;
 pub(crate) use dirs::DirItem;
@@ -31,6 +33,12 @@ pub(crate) use io::Opened;
 
 /// The node number of the mount's root.
 pub(crate) const ROOT_NODE: u64 = 1;
+
+/// Files closed at a time when the mount ends.
+const MAX_CLOSING: usize = 64;
+
+/// How long that may take, servers that are down included.
+const CLOSE_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// State of one mount.
 pub(crate) struct Handler<B: Backend> {
@@ -86,23 +94,23 @@ impl<B: Backend> Handler<B> {
         self.next_handle.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// After the kernel is gone: closes what it left open, then ends the backend's sessions.
+    /// After the kernel is gone: closes what it left open, then ends the backend's sessions. What
+    /// close(2) returned for is on the servers already, so this has little to lose and a limit.
     pub(crate) async fn finish(&self) {
-        use crate::backend::OpenFile as _;
-
         let left: Vec<_> = self
             .files
             .write()
             .drain()
             .map(|(_, handle)| handle)
             .collect();
-        for handle in left {
+        let closing = futures::stream::iter(left).for_each_concurrent(MAX_CLOSING, |handle| async move {
             if let Err(error) = handle.file.clone().close().await {
-                tracing::error!(
-                    inode = handle.inode, %error,
-                    "buffered writes of a file that was open at unmount are lost"
-                );
+                let inode = handle.inode;
+                tracing::error!(inode, %error, "writes to a file that was open at unmount are lost");
             }
+        });
+        if tokio::time::timeout(CLOSE_TIMEOUT, closing).await.is_err() {
+            tracing::error!("files that were open at unmount could not be closed in time");
         }
         self.dirs.write().clear();
         self.backend.shutdown().await;

@@ -16,7 +16,8 @@ pub(super) struct FileHandle<F> {
     pub(super) inode: u64,
     pub(super) file: F,
     pub(super) writable: bool,
-    /// O_SYNC or O_DSYNC, or the mount's `sync` option: a write is durable before it returns.
+    /// O_SYNC or O_DSYNC: a write is durable before it returns. (For the mount option `sync` the
+    /// kernel sends an fsync after each write.)
     sync: bool,
     /// Writes begun.
     written: AtomicU64,

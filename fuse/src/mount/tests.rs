@@ -343,3 +343,113 @@ async fn what_cannot_be_mounted_is_refused_with_the_reason() {
         error.message
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copying_tools_work() {
+    let Some(mut fixture) = mounted_with(Memory::new(), "").await else {
+        return;
+    };
+    let path = fixture.path.clone();
+    let script = r"
+        set -e; cd $0; mkdir -p src/deep/er; seq 50000 > src/deep/numbers; : > src/empty
+        ln -s deep/numbers src/link; ln src/empty src/hard; chmod 600 src/empty
+        touch -d 2001-02-03T04:05:06 src/deep/er; truncate -s 1M src/hole
+        cp -a src copy; diff -r src copy; test $(stat -c %Y copy/deep/er) = $(stat -c %Y src/deep/er)
+        tar cf - src | (mkdir untar; cd untar; tar xpf -); diff -r src untar/src
+        test $(stat -c %Y untar/src/deep/er) = $(stat -c %Y src/deep/er)
+        dd if=src/hole of=direct bs=64k oflag=direct status=none; cmp direct src/hole
+        dd if=src/deep/numbers of=synced bs=64k oflag=dsync status=none; cmp synced src/deep/numbers
+        echo one > log; echo two >> log; test $(wc -l < log) = 2
+        rm -r src copy untar";
+    let output = off(move || {
+        std::process::Command::new("sh")
+            .args(["-c", script])
+            .arg(path)
+            .output()
+    })
+    .await;
+    let output = output.unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    fixture.mounted.unmount().await.unwrap();
+}
+
+/// Tells the child process below which file to map.
+const MAP_FILE: &str = "EMBERFS_TEST_MAP_FILE";
+
+/// Another process must map the file: a process that serves its own mapping locks up, since munmap
+/// waits for the write-back while it holds the lock that the serving threads need for their buffers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shared_mapping_is_written_back() {
+    let Some(mut fixture) = mounted_with(Memory::new(), "").await else {
+        return;
+    };
+    let path = fixture.path.join("f");
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "mount::tests::child_writes_through_a_mapping",
+            "--ignored",
+        ])
+        .env(MAP_FILE, &path)
+        .stdout(std::process::Stdio::null())
+        .spawn();
+    let mut child = child.unwrap();
+    assert!(off(move || child.wait()).await.unwrap().success());
+    let contents = off(move || fs::read(&path).unwrap()).await;
+    assert_eq!((contents.len(), contents[5000]), (8192, 42));
+    fixture.mounted.unmount().await.unwrap();
+    assert!(
+        fixture.memory.syncs.load(Ordering::Relaxed) > 0,
+        "the mapped write was synced"
+    );
+}
+
+#[test]
+#[ignore = "a part of a_shared_mapping_is_written_back"]
+fn child_writes_through_a_mapping() {
+    use rustix::mm::{MapFlags, ProtFlags};
+
+    let Some(path) = std::env::var_os(MAP_FILE) else {
+        return;
+    };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .unwrap();
+    file.set_len(8192).unwrap();
+    // SAFETY: a new mapping at an address of the kernel's choice; it is not used after the munmap,
+    // and nobody truncates the file meanwhile.
+    unsafe {
+        let all = ProtFlags::READ | ProtFlags::WRITE;
+        let null = std::ptr::null_mut();
+        let map = rustix::mm::mmap(null, 8192, all, MapFlags::SHARED, &file, 0).unwrap();
+        map.cast::<u8>().add(5000).write(42);
+        rustix::mm::munmap(map, 8192).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_helper_can_mount_too() {
+    if std::process::Command::new("fusermount3")
+        .arg("-V")
+        .output()
+        .is_err()
+    {
+        return;
+    }
+    let Some(mut fixture) = mounted_with(Memory::new(), "auto_unmount,allow_other").await else {
+        return;
+    };
+    let path = fixture.path.clone();
+    off(move || fs::write(path.join("f"), "fine").unwrap()).await;
+    let mount = mountinfo::find(&fixture.path).unwrap().unwrap();
+    assert_eq!(mount.fs_type, "fuse.emberfs");
+    fixture.mounted.unmount().await.unwrap();
+    assert_eq!(mountinfo::find(&fixture.path).unwrap(), None);
+}
