@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::namespace::Namespace;
 use crate::namespace::core::Core;
-use crate::namespace::keys;
+use crate::namespace::{keys, time};
 
 /// Garbage records read at once.
 const PAGE: usize = 256;
@@ -30,6 +30,34 @@ const PARALLEL: usize = 8;
 struct Garbage {
     key: Vec<u8>,
     inode: InodeId,
+}
+
+/// Where passes begin. Deleted records stay in the store as tombstones for a while, and a pass that
+/// began at the first one would step over all of them each time.
+#[derive(Debug, Default)]
+pub(crate) struct Window {
+    oldest: u64,
+    passes: u32,
+}
+
+impl Window {
+    /// Records come in the order of the time at which their transactions began, but not strictly.
+    const SLACK: u64 = 60 * 1_000_000_000;
+    /// A clock that was set back makes records before the window: every so many passes see all.
+    const FULL_EVERY: u32 = 600;
+
+    fn begin(&mut self) -> u64 {
+        self.passes += 1;
+        if self.passes >= Self::FULL_EVERY {
+            *self = Self::default();
+        }
+        self.oldest.saturating_sub(Self::SLACK)
+    }
+
+    /// A whole pass found nothing older.
+    fn seen(&mut self, oldest: u64) {
+        self.oldest = oldest;
+    }
 }
 
 /// What one pass did.
@@ -48,6 +76,7 @@ const MAX_PAUSE: Duration = Duration::from_mins(1);
 pub(crate) async fn run(namespace: Arc<Namespace>, interval: Duration, stop: CancellationToken) {
     let started = Instant::now();
     let mut failures = 0u32;
+    let mut window = Window::default();
     let mut swept: Option<Instant> = None;
     loop {
         // Unavailable chains are asked less and less often.
@@ -67,7 +96,7 @@ pub(crate) async fn run(namespace: Arc<Namespace>, interval: Duration, stop: Can
         let collects = started.elapsed() >= namespace.core.sessions.lease();
         let result = tokio::select! {
             () = stop.cancelled() => return,
-            result = round(&namespace, sweep, collects) => result,
+            result = round(&namespace, &mut window, sweep, collects) => result,
         };
         match result {
             Ok(Pass { failed: 0, removed }) => {
@@ -88,7 +117,12 @@ pub(crate) async fn run(namespace: Arc<Namespace>, interval: Duration, stop: Can
     }
 }
 
-async fn round(namespace: &Arc<Namespace>, sweep: bool, collects: bool) -> Result<Pass> {
+async fn round(
+    namespace: &Arc<Namespace>,
+    window: &mut Window,
+    sweep: bool,
+    collects: bool,
+) -> Result<Pass> {
     let mut failed = 0;
     if sweep {
         namespace.expire(Instant::now()).await?;
@@ -96,27 +130,31 @@ async fn round(namespace: &Arc<Namespace>, sweep: bool, collects: bool) -> Resul
     }
     let mut pass = Pass::default();
     if collects {
-        pass = collect(namespace).await?;
+        pass = collect(namespace, window).await?;
     }
     pass.failed += failed;
     Ok(pass)
 }
 
 /// Removes all garbage that nobody has open. Ends early when nothing of a page can be removed.
-pub(crate) async fn collect(namespace: &Arc<Namespace>) -> Result<Pass> {
+pub(crate) async fn collect(namespace: &Arc<Namespace>, window: &mut Window) -> Result<Pass> {
     let mut pass = Pass::default();
-    let mut span = keys::garbage_all();
+    let mut span = keys::garbage_since(window.begin());
+    let mut oldest = time::nanos(time::now());
     loop {
         let from = span.clone();
         let page = namespace
             .blocking(move |core| core.read(|tx| tx.scan(&from, PAGE)))
             .await?;
         let Some((last, _)) = page.last() else {
+            window.seen(oldest);
             return Ok(pass);
         };
         span = span.after(last);
         let candidates = page.iter().filter_map(|(key, _)| {
-            let inode = keys::parse_garbage(key)?;
+            let (since, inode) = keys::parse_garbage(key)?;
+            // Whether or not it goes now: the next pass begins here, the one after it later.
+            oldest = oldest.min(since);
             let key = key.to_vec();
             Some(Garbage { key, inode })
         });
@@ -161,6 +199,10 @@ async fn remove(namespace: &Arc<Namespace>, garbage: Garbage) -> Result<()> {
     namespace
         .blocking(move |core| {
             core.write(|tx| {
+                if !tx.exists(&garbage.key)? {
+                    // An earlier attempt was carried out after all.
+                    return Ok(());
+                }
                 if let Some(record) = tx.inode(inode)? {
                     tx.drop_inode(&record);
                     tx.delete(&keys::trim(inode));

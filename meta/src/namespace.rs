@@ -18,7 +18,7 @@ mod names;
 mod ops;
 pub(crate) mod records;
 mod status;
-mod time;
+pub(crate) mod time;
 mod trim;
 mod tx;
 

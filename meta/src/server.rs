@@ -47,7 +47,7 @@ pub async fn run(
         .map_err(|e| local(&config.listen, &e))?;
     let engine = open_store(&config.data_dir).await?;
     let manager = Manager::open(engine.clone(), manager_config(&config)).await?;
-    let namespace = open_namespace(&config, engine, &manager).await?;
+    let namespace = open_namespace(&config, engine, &manager, stop.clone()).await?;
 
     let mut background = JoinSet::new();
     // Background work outlives the last request: the two below stop when serving has stopped.
@@ -177,6 +177,7 @@ async fn open_namespace(
     config: &MetaConfig,
     engine: Arc<dyn Engine>,
     manager: &Arc<Manager>,
+    stop: CancellationToken,
 ) -> Result<Arc<Namespace>> {
     let (cluster, map) = (manager.cluster(), manager.watch());
     let client = ClientId(rand::random());
@@ -185,6 +186,7 @@ async fn open_namespace(
         client,
         map.clone(),
         Patience::default(),
+        stop,
     ));
     let space = {
         let manager = manager.clone();

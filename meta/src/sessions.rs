@@ -244,6 +244,9 @@ impl Sessions {
         inode: InodeId,
         request: u64,
     ) -> Option<SessionId> {
+        if request == 0 {
+            return None;
+        }
         let table = self.table.lock();
         let mut open = table.open.get(&inode)?.iter();
         open.find(|(_, o)| o.client == client && o.request == request && !o.write && !o.orphan)

@@ -15,6 +15,7 @@ use futures::future::BoxFuture;
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::ChunkStore;
 
@@ -63,6 +64,8 @@ pub struct WireChunks {
     /// Version of the map after which peers were last tidied.
     tidied: AtomicU64,
     patience: Patience,
+    /// Ends waits, not requests in progress.
+    stop: CancellationToken,
 }
 
 /// A write channel in use: at most one request is in flight on it.
@@ -102,12 +105,14 @@ enum Ask {
 }
 
 impl WireChunks {
-    /// Calls in the name of `client`, which must be fresh for every start of the server.
+    /// Calls in the name of `client`, which must be fresh for every start of the server. After
+    /// `stop` nothing is tried again.
     pub fn new(
         cluster: ClusterId,
         client: ClientId,
         map: watch::Receiver<Arc<ClusterMap>>,
         patience: Patience,
+        stop: CancellationToken,
     ) -> Self {
         let identity = Identity {
             cluster: Some(cluster),
@@ -121,11 +126,11 @@ impl WireChunks {
             permits: Semaphore::new(CHANNELS as usize),
             tidied: AtomicU64::new(0),
             patience,
+            stop,
         }
     }
 
     async fn channel(&self) -> Result<Numbering<'_>> {
-        let stopping = || Error::new(ErrorCode::Unavailable, "the metadata server is stopping");
         let permit = self.permits.acquire().await.map_err(|_| stopping())?;
         let (channel, sequence) = self.free.lock().pop_front().ok_or_else(stopping)?;
         Ok(Numbering {
@@ -141,7 +146,11 @@ impl WireChunks {
         let mut map = self.map.clone();
         let known = |map: &Arc<ClusterMap>| map.table(layout.table, layout.table_version).is_ok();
         // Right after a start the map may not be loaded yet.
-        let found = tokio::time::timeout(self.patience.chain, map.wait_for(known)).await;
+        let waited = tokio::time::timeout(self.patience.chain, map.wait_for(known));
+        let found = tokio::select! {
+            found = waited => found,
+            () = self.stop.cancelled() => return Err(stopping()),
+        };
         let map = match found {
             Ok(Ok(map)) => map.clone(),
             _ => self.map.borrow().clone(),
@@ -237,11 +246,16 @@ impl WireChunks {
                 return Err(Error::new(ErrorCode::Unavailable, what).retry_after_ms(1000));
             }
             wait = (wait * 2).min(MAX_WAIT);
-            if hint.is_zero() {
-                // A new map is likely what is missing. (A closed watch means the server is stopping.)
-                let _ = tokio::time::timeout(pause, updates.changed()).await;
-            } else {
-                tokio::time::sleep(pause).await;
+            // A new map is likely what is missing, unless the server named a time.
+            let news = async {
+                if !hint.is_zero() || updates.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = news => {}
+                () = self.stop.cancelled() => return Err(stopping()),
             }
         }
         let what = format!("chain {chain} was asked too often");
@@ -288,6 +302,13 @@ impl WireChunks {
             self.pool.retain(|addr| named.contains(addr));
         }
     }
+}
+
+fn stopping() -> Error {
+    Error::new(
+        ErrorCode::Unavailable,
+        "the metadata server is stopping; try again",
+    )
 }
 
 impl ChunkStore for WireChunks {

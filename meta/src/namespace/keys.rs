@@ -130,14 +130,17 @@ pub(crate) fn garbage(since: u64, inode: InodeId) -> Vec<u8> {
     key(b'G', &[&since.to_be_bytes(), &inode.0.to_be_bytes()])
 }
 
-/// All garbage, oldest first.
-pub(crate) fn garbage_all() -> Span {
-    Span::prefix(vec![b'G'])
+/// All garbage since a time (nanoseconds), oldest first.
+pub(crate) fn garbage_since(since: u64) -> Span {
+    Span {
+        begin: garbage(since, InodeId(0)),
+        ..Span::prefix(vec![b'G'])
+    }
 }
 
-/// The inode of a key of [`garbage_all`].
-pub(crate) fn parse_garbage(key: &[u8]) -> Option<InodeId> {
-    parse_pair(key).map(|(_, inode)| InodeId(inode))
+/// Time and inode of a key of [`garbage_since`].
+pub(crate) fn parse_garbage(key: &[u8]) -> Option<(u64, InodeId)> {
+    parse_pair(key).map(|(since, inode)| (since, InodeId(inode)))
 }
 
 /// A truncation that is not complete on the chains yet.
@@ -224,7 +227,7 @@ mod tests {
                 parse_session(&session(InodeId(a), SessionId(b))),
                 Some((InodeId(a), SessionId(b)))
             );
-            prop_assert_eq!(parse_garbage(&garbage(a, InodeId(b))), Some(InodeId(b)));
+            prop_assert_eq!(parse_garbage(&garbage(a, InodeId(b))), Some((a, InodeId(b))));
             prop_assert_eq!(parse_trim(&trim(InodeId(a))), Some(InodeId(a)));
             prop_assert_eq!(parse_client(&client(ClientId(c))), Some(ClientId(c)));
             let before = answers_up_to(ClientId(c), a);

@@ -58,6 +58,10 @@ impl<'a> Tx<'a> {
         self.get_raw(key)?.map(|bytes| decode(&bytes)).transpose()
     }
 
+    pub(crate) fn exists(&mut self, key: &[u8]) -> Result<bool> {
+        Ok(self.get_raw(key)?.is_some())
+    }
+
     pub(crate) fn put(&mut self, key: &[u8], record: &impl Message) {
         self.txn.put(key, &encode(record));
     }

@@ -135,7 +135,13 @@ async fn fixture() -> Fixture {
         stripe_width: 2,
         seed: 3,
     };
-    let chunks = WireChunks::new(CLUSTER, ClientId(4), updates, patience);
+    let chunks = WireChunks::new(
+        CLUSTER,
+        ClientId(4),
+        updates,
+        patience,
+        CancellationToken::new(),
+    );
     Fixture {
         storage,
         chunks,
@@ -252,9 +258,39 @@ async fn without_replicas_patience_ends_with_a_request_to_come_back() {
         call: Duration::from_millis(100),
         chain: Duration::from_millis(300),
     };
-    let chunks = WireChunks::new(CLUSTER, ClientId(4), f.map.subscribe(), patience);
+    let chunks = WireChunks::new(
+        CLUSTER,
+        ClientId(4),
+        f.map.subscribe(),
+        patience,
+        CancellationToken::new(),
+    );
     let error = chunks.end(FILE, f.layout).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::Unavailable);
     assert_eq!(error.retry(), RetryClass::BackOff);
     assert!(error.message.contains("no serving replica"), "{error}");
+}
+
+#[tokio::test]
+async fn a_stop_ends_the_waits() {
+    let f = fixture().await;
+    f.map.send_modify(|map| Arc::make_mut(map).nodes.clear());
+    let stop = CancellationToken::new();
+    let chunks = WireChunks::new(
+        CLUSTER,
+        ClientId(4),
+        f.map.subscribe(),
+        Patience::default(),
+        stop.clone(),
+    );
+    let end = chunks.end(FILE, f.layout);
+    let stopper = async {
+        tokio::task::yield_now().await;
+        stop.cancel();
+    };
+    let both = async { tokio::join!(end, stopper) };
+    let (result, ()) = tokio::time::timeout(Duration::from_secs(10), both)
+        .await
+        .unwrap();
+    assert_eq!(result.unwrap_err().code, ErrorCode::Unavailable);
 }

@@ -394,7 +394,11 @@ impl Fixture {
     }
 
     pub(super) async fn collect(&self) -> crate::gc::Pass {
-        crate::gc::collect(&self.ns).await.unwrap()
+        self.collect_in(&mut crate::gc::Window::default()).await
+    }
+
+    pub(super) async fn collect_in(&self, window: &mut crate::gc::Window) -> crate::gc::Pass {
+        crate::gc::collect(&self.ns, window).await.unwrap()
     }
 
     /// Lets so much time pass for clients' leases.

@@ -57,6 +57,40 @@ async fn garbage_survives_unavailable_chains_and_restarts() {
 }
 
 #[tokio::test]
+async fn passes_that_begin_late_miss_nothing() {
+    let f = Fixture::new();
+    let mut window = crate::gc::Window::default();
+    let held = f.create(f.root(), ROOT, "held", 0o644).await.unwrap();
+    let file = held.attr.unwrap().inode;
+    f.unlink(ROOT, "held").await.unwrap();
+    for i in 0..5 {
+        let name = format!("f{i}");
+        f.file(ROOT, &name).await;
+        f.unlink(ROOT, &name).await.unwrap();
+        assert_eq!(f.collect_in(&mut window).await.removed, 1);
+    }
+    f.close(file, held.session).await;
+    assert_eq!(f.collect_in(&mut window).await.removed, 1);
+    assert_eq!(f.summary().await.garbage, 0);
+}
+
+#[tokio::test]
+async fn an_unknown_outcome_of_a_removal_is_counted_once() {
+    let engine = Arc::new(crate::kv::MemoryEngine::new());
+    let f = Fixture::over(engine.clone(), Arc::default());
+    for name in ["a", "b", "c", "d"] {
+        f.file(ROOT, name).await;
+        f.unlink(ROOT, name).await.unwrap();
+    }
+    engine.inject_randomly(7, 2);
+    let pass = f.collect().await;
+    engine.inject_randomly(7, 0);
+    assert_eq!((pass.removed, pass.failed), (4, 0));
+    let summary = f.summary().await;
+    assert_eq!((summary.inodes, summary.garbage), (1, 0));
+}
+
+#[tokio::test]
 async fn a_condemned_file_is_not_opened_any_more() {
     let f = Fixture::new();
     let file = f.file(ROOT, "a").await.inode;
