@@ -11,6 +11,7 @@ PACKAGES := clang libclang-dev fuse3 pkg-config python3
 DIR ?= $(CURDIR)/emberfs-data
 MNT ?= $(CURDIR)/emberfs-mnt
 SEEDS ?= 200
+PREFIX ?= /usr/local
 
 # RocksDB is compiled once per machine, not once per profile and target directory.
 export ROCKSDB_STATIC := 1
@@ -18,7 +19,7 @@ ROCKSDB = ROCKSDB_LIB_DIR="$${ROCKSDB_LIB_DIR:-$$(.ci/rocksdb-archive)}"
 BUILD = export $(ROCKSDB); $(CARGO)
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 
-.PHONY: help deps build run test lint fmt fmt-check sim bench clean
+.PHONY: help deps build run test lint fmt fmt-check sim bench install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -62,7 +63,12 @@ sim: deps ## simulate chain replication under faults: make sim SEEDS=10000
 	@EMBERFS_SIM_SEEDS=$(SEEDS) $(BUILD) test --release --locked -p emberfs-storage simulation -- --nocapture
 
 bench: build ## measure disk and network floors, then EmberFS natively and through the mount
-	@tools/bench/suite.sh "$(TARGET)/release/emberfs"
+	@tools/bench/suite.py "$(TARGET)/release/emberfs"
+
+install: build ## install emberfs and mount(8)'s helper under PREFIX (/usr/local)
+	@install -D -m 755 "$(TARGET)/release/emberfs" "$(DESTDIR)$(PREFIX)/bin/emberfs"
+	@install -d "$(DESTDIR)/sbin"
+	@ln -sfn "$(PREFIX)/bin/emberfs" "$(DESTDIR)/sbin/mount.emberfs"
 
 clean: ## remove build results (data of `make run` stays: emberfs down --purge)
 	@$(CARGO) clean

@@ -275,7 +275,7 @@ impl Drop for TestCluster {
 }
 
 /// Waits until `condition` holds; fails after `limit`.
-pub(crate) fn wait(limit: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+pub fn wait(limit: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
     let start = Instant::now();
     while !condition()? {
         if start.elapsed() > limit {
@@ -286,8 +286,8 @@ pub(crate) fn wait(limit: Duration, mut condition: impl FnMut() -> Result<bool>)
     Ok(())
 }
 
-/// A process that exists and is no zombie.
-fn is_alive(pid: Pid) -> bool {
+/// Whether a process exists and is no zombie.
+pub fn is_alive(pid: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
     let state = stat.ok().and_then(|stat| {
         let (_, rest) = stat.rsplit_once(") ")?;

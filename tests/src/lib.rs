@@ -8,5 +8,5 @@ mod cluster;
 mod command;
 
 pub use binary::emberfs_binary;
-pub use cluster::{ClusterOptions, TestCluster};
+pub use cluster::{ClusterOptions, TestCluster, is_alive, wait};
 pub use command::Outcome;

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use emberfs_tests::{ClusterOptions, TestCluster};
+use emberfs_tests::{ClusterOptions, TestCluster, is_alive};
 use rustix::fs::Advice;
 
 /// Not a multiple of any block, page or chunk size.
@@ -71,10 +71,7 @@ fn up_write_read_status_down_and_nothing_is_left() -> Result<()> {
     );
     ensure!(!cluster.dir().exists(), "data is still there");
     for pid in pids {
-        ensure!(
-            rustix::process::test_kill_process(pid).is_err(),
-            "{pid:?} still runs"
-        );
+        ensure!(!is_alive(pid), "{pid:?} still runs");
     }
     Ok(())
 }

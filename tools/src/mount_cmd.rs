@@ -27,7 +27,9 @@ const BUSY_PAUSE: Duration = Duration::from_millis(500);
 
 /// `emberfs mount ADDR MNT [-o OPTIONS] [--foreground]`.
 pub(crate) async fn mount(args: MountArgs) -> Result<Exit> {
-    let options = args.options.join(",");
+    // The source that `mount` and `df` show, and that `mount -a` finds again in fstab.
+    let source = format!("fsname={}", args.addr);
+    let options = [&[source], args.options.as_slice()].concat().join(",");
     let parsed = MountOptions::parse(&options)?;
     let path = absolute(&args.mountpoint)?;
     if args.foreground || args.daemon.daemon.is_some() {
@@ -49,9 +51,11 @@ pub(crate) async fn mount(args: MountArgs) -> Result<Exit> {
         args.addr.clone().into(),
         path.clone().into(),
     ];
-    if !options.is_empty() {
-        arguments.extend(["-o".into(), options.into()]);
-    }
+    arguments.extend(
+        args.options
+            .iter()
+            .flat_map(|option| ["-o".into(), option.into()]),
+    );
     let _progress = Progress::start(format!("Mounting {} on {}", args.addr, path.display()));
     launch(&process, arguments, START_LIMIT).await?;
     Ok(Exit::Success)
@@ -125,10 +129,13 @@ pub(crate) async fn umount(args: UmountArgs) -> Result<Exit> {
 
 /// Where pid files and logs of mounts go that belong to no cluster directory.
 fn state_dir() -> Result<PathBuf> {
+    let set = |key: &str| std::env::var_os(key).filter(|value| !value.is_empty());
+    if let Some(dir) = set("EMBERFS_STATE_DIR") {
+        return absolute(Path::new(&dir));
+    }
     if rustix::process::geteuid().is_root() {
         return Ok("/var/log/emberfs".into());
     }
-    let set = |key: &str| std::env::var_os(key).filter(|value| !value.is_empty());
     let base = set("XDG_STATE_HOME").map(PathBuf::from);
     let base = base.or_else(|| set("HOME").map(|home| Path::new(&home).join(".local/state")));
     base.map(|base| base.join("emberfs")).ok_or_else(|| {

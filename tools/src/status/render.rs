@@ -35,7 +35,10 @@ pub(super) fn verdict(report: &StatusReport) -> String {
 
 /// The verdict and all the rest.
 pub(super) fn full(report: &StatusReport) -> String {
-    let mut parts = vec![verdict(report), head(report)];
+    let mut parts = vec![verdict(report)];
+    if report.cluster.is_some() {
+        parts.push(head(report));
+    }
     if !report.nodes.is_empty() {
         parts.push(nodes(report));
     }
