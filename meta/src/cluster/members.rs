@@ -226,7 +226,8 @@ impl Members {
             }
             _ => false,
         };
-        let lease_until = now + self.lease + LEASE_MARGIN;
+        // The first heartbeat comes after the answer, which waits for the end of settling.
+        let lease_until = self.settle_until.unwrap_or(now).max(now) + self.lease + LEASE_MARGIN;
         if let Some(old) = self.sessions.get_mut(&node.id).filter(|_| same) {
             let lease_until = lease_until.max(old.lease_until);
             old.node = node;

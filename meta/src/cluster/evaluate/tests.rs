@@ -40,6 +40,8 @@ struct SimNode {
     local: LocalState,
     /// How many of the writes its disk holds.
     holds: u64,
+    /// It holds one more, as the head of a chain that did not get any further.
+    pending: bool,
 }
 
 impl Sim {
@@ -56,6 +58,7 @@ impl Sim {
                 adopted: (ChainVersion(0), PublicState::Offline),
                 local: LocalState::Online,
                 holds: 0,
+                pending: false,
             })
             .collect();
         let mut sim = Self {
@@ -170,8 +173,16 @@ impl Sim {
     fn adopt(&mut self, n: usize) {
         let (version, state) = (self.map.chains[&CHAIN].version, self.target(n).state);
         let node = &mut self.nodes[n];
-        if !node.running {
+        // `Register` answers only once a map names the process.
+        let named = self.map.nodes[&node.id].incarnation.0 == node.incarnation;
+        if !node.running || !named {
             return;
+        }
+        let revives = state == PublicState::Serving && node.local != LocalState::UpToDate;
+        if revives && std::mem::take(&mut node.pending) {
+            // Nobody knows whether it was acknowledged, so it is committed.
+            node.holds += 1;
+            self.acknowledged += 1;
         }
         node.adopted = (version, state);
         node.local = match (state, node.local) {
@@ -216,6 +227,7 @@ impl Sim {
             source.filter(|_| self.is_current(n) && self.target(n).state == PublicState::Syncing)
         {
             self.nodes[n].holds = self.nodes[source].holds;
+            self.nodes[n].pending = false;
             self.nodes[n].local = LocalState::UpToDate;
         }
     }
@@ -241,7 +253,17 @@ impl Sim {
                 if self.nodes[n].holds == self.acknowledged - 1 {
                     self.nodes[n].holds += 1;
                 }
+                self.nodes[n].pending = false;
             }
+        }
+    }
+
+    /// A write that the only SERVING replica applies and then cannot forward.
+    fn half_write(&mut self) {
+        let serving = |&n: &usize| self.target(n).state == PublicState::Serving;
+        let serving: Vec<usize> = (0..3).filter(serving).collect();
+        if let [head] = serving[..] {
+            self.nodes[head].pending |= self.is_current(head);
         }
     }
 
@@ -295,6 +317,7 @@ enum Event {
     Report(usize),
     Sync(usize),
     Write,
+    HalfWrite,
     Evaluate,
 }
 
@@ -310,12 +333,13 @@ fn any_event() -> impl Strategy<Value = Event> {
         6 => n.clone().prop_map(Event::Report),
         5 => n.prop_map(Event::Sync),
         4 => Just(Event::Write),
+        3 => Just(Event::HalfWrite),
         6 => Just(Event::Evaluate),
     ]
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
     #[test]
     fn nobody_serves_without_every_acknowledged_write(events in prop::collection::vec(any_event(), 1..120)) {
         let mut sim = Sim::new();
@@ -330,6 +354,7 @@ proptest! {
                 Event::Report(n) => sim.report(n),
                 Event::Sync(n) => sim.sync(n),
                 Event::Write => sim.write(),
+                Event::HalfWrite => sim.half_write(),
                 Event::Evaluate => sim.evaluate(),
             }
         }

@@ -1,5 +1,6 @@
 //! What nodes ask of the manager: one method per request. Each hands its event to the members and
-//! wakes the background loop; none waits for a disk, except `Leave`, which promises a durable map.
+//! wakes the background loop; none waits for a
+//! disk, except `Register` and `Leave`, which promise a durable map.
 
 use emberfs_proto::cluster::{Disk, Node};
 use emberfs_proto::ids::{ClusterId, MapVersion, NodeId};
@@ -27,7 +28,8 @@ impl Manager {
     }
 
     /// A node announces itself. Waits while another process of the same node may still serve, at
-    /// most until that one's lease is over.
+    /// most until that one's lease is over, and then until a durable, published map names this one:
+    /// a process must never take an older map, in which its predecessor was SERVING, for its own.
     pub(in crate::cluster) async fn register(
         &self,
         request: pb::RegisterRequest,
@@ -75,11 +77,41 @@ impl Manager {
         }
         tracing::info!(node = %node.id, addr = node.data_addr, incarnation = %node.incarnation, "node registered");
         self.stir();
+        // Until a map names this process, what maps say is about the one before it.
+        self.named(&node).await?;
         Ok(pb::RegisterReply {
             cluster: self.cluster.to_bytes(),
             lease_ms: self.config.lease.as_millis() as u32,
             heartbeat_ms: self.config.heartbeat.as_millis() as u32,
         })
+    }
+
+    /// Waits until the map in force names this run of the node.
+    async fn named(&self, node: &Node) -> Result<()> {
+        let mut moved = self.moved.subscribe();
+        loop {
+            moved.mark_unchanged();
+            let ours = |n: &Node| n.incarnation == node.incarnation;
+            if self.map().nodes.get(&node.id).is_some_and(ours) {
+                return Ok(());
+            }
+            if !self
+                .members
+                .lock()
+                .session(node.id)
+                .is_some_and(|s| s.node.alive && ours(&s.node))
+            {
+                let what = format!(
+                    "node {} was replaced or declared dead while it registered; register again",
+                    node.id
+                );
+                return Err(Error::new(ErrorCode::UnknownNode, what));
+            }
+            tokio::select! {
+                _ = moved.changed() => {}
+                () = self.closing.cancelled() => return Err(stopping()),
+            }
+        }
     }
 
     /// The first message of a heartbeat stream.

@@ -1,4 +1,4 @@
-//! A storage node as the manager sees it: registers, heartbeats, follows the map, syncs instantly.
+//! A storage node as the manager sees it: registers, heartbeats, follows the map, syncs within a second.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
@@ -73,10 +73,19 @@ impl SimNode {
             adopted: Mutex::default(),
         });
         let task = tokio::spawn(live(Arc::clone(&shared), Arc::clone(manager)));
-        Ok(Self {
+        let node = Self {
             shared,
             task: Mutex::new(task),
-        })
+        };
+        while manager
+            .members
+            .lock()
+            .session(NodeId(id))
+            .is_some_and(|s| s.heard.is_none())
+        {
+            tokio::task::yield_now().await;
+        }
+        Ok(node)
     }
 
     pub(super) fn addr(&self) -> String {
@@ -164,13 +173,22 @@ impl Shared {
             let known = locals
                 .entry(target.id)
                 .or_insert((PublicState::Offline, LocalState::Online));
-            let local = match target.state {
-                PublicState::Serving | PublicState::Syncing => LocalState::UpToDate,
+            let local = match (target.state, *known) {
+                (PublicState::Serving, _) => LocalState::UpToDate,
+                (PublicState::Syncing, (PublicState::Syncing, local)) => local,
                 _ => LocalState::Online,
             };
             *known = (target.state, local);
         }
         *self.adopted.lock() = map;
+    }
+
+    fn finish_syncs(&self) {
+        for (state, local) in self.locals.lock().values_mut() {
+            if *state == PublicState::Syncing {
+                *local = LocalState::UpToDate;
+            }
+        }
     }
 }
 
@@ -200,7 +218,7 @@ async fn live(node: Arc<Shared>, manager: Arc<Manager>) {
             let frozen = node.frozen.load(Ordering::SeqCst);
             tokio::select! {
                 _ = maps.changed(), if !frozen => maps.mark_changed(),
-                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                () = tokio::time::sleep(Duration::from_secs(1)) => node.finish_syncs(),
             }
         }
         let again = registration(node.id, node.incarnation, &node.addr);

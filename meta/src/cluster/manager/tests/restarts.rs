@@ -47,11 +47,16 @@ async fn a_crash_of_everything_revives_each_chain_once_from_a_replica_that_serve
     nodes.into_iter().for_each(SimNode::kill);
     cluster.restart().await;
     let mut maps = cluster.manager.watch();
-    // One after the other; node 1 stays away.
-    let _third = SimNode::start(&cluster.manager, 3, 2).await.unwrap();
-    tokio::time::sleep(SECOND).await;
-    let _second = SimNode::start(&cluster.manager, 2, 2).await.unwrap();
-    tokio::time::sleep(SECOND).await;
+    // One after the other; node 1 stays away. Their registration takes until they are judged.
+    let mut returning = Vec::new();
+    for id in [3, 2] {
+        let manager = Arc::clone(&cluster.manager);
+        returning.push(tokio::spawn(async move {
+            SimNode::start(&manager, id, 2).await
+        }));
+        tokio::time::sleep(SECOND).await;
+        assert!(!returning.iter().any(tokio::task::JoinHandle::is_finished));
+    }
     assert_eq!(
         *cluster.manager.map(),
         *before,
@@ -82,7 +87,8 @@ async fn a_crash_of_everything_revives_each_chain_once_from_a_replica_that_serve
 async fn a_deposed_manager_stops() {
     let cluster = Cluster::start(1, 1).await;
     let _usurper = Store::open(Arc::clone(&cluster.engine), 1).unwrap();
-    let _nodes = cluster.boot(1..=1).await;
+    let refused = SimNode::start(&cluster.manager, 1, 1).await.err().unwrap();
+    assert_eq!(refused.code, ErrorCode::Unavailable);
     let error = cluster.loop_.await.unwrap().unwrap_err();
     assert_eq!(error.code, ErrorCode::NotPrimary);
     assert!(
