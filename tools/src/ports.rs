@@ -1,9 +1,12 @@
 //! Ports of a new cluster: the usual ones where they are free.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::net::TcpListener;
+use std::os::unix::fs::OpenOptionsExt;
 
 use rand::RngExt;
+use rustix::fs::FlockOperation;
 
 use crate::cluster_dir::HOST;
 use crate::failure::{Result, fail};
@@ -13,6 +16,26 @@ use crate::failure::{Result, fail};
 const FALLBACK: std::ops::Range<u16> = 20_000..32_000;
 /// How many fallback ports are tried.
 const ATTEMPTS: usize = 1_000;
+
+/// While it lives, no other `up` on this host picks ports: between picking a port and listening on it
+/// another one could pick the same. A host where the lock cannot be had does without.
+#[derive(Debug)]
+pub(crate) struct PickLock {
+    _file: Option<File>,
+}
+
+impl PickLock {
+    /// Waits for its turn.
+    pub(crate) fn take() -> Self {
+        let path = std::env::temp_dir().join("emberfs-ports.lock");
+        let mut options = File::options();
+        options.create(true).truncate(false).write(true).mode(0o666);
+        let file = options.open(path).ok();
+        let locked =
+            file.filter(|file| rustix::fs::flock(file, FlockOperation::LockExclusive).is_ok());
+        Self { _file: locked }
+    }
+}
 
 /// Picks ports of a cluster, no two alike.
 #[derive(Debug, Default)]

@@ -13,7 +13,7 @@ use crate::cluster_dir::{
 use crate::failure::{Context, Exit, Result, fail};
 use crate::local::LocalCluster;
 use crate::mount_table;
-use crate::ports::PortPicker;
+use crate::ports::{PickLock, PortPicker};
 use crate::progress::Progress;
 use crate::rpc;
 
@@ -33,11 +33,16 @@ const CATCH_UP_LIMIT: Duration = Duration::from_secs(10);
 /// `emberfs up`.
 pub(crate) async fn up(args: UpArgs) -> Result<Exit> {
     let dir = ClusterDir::at(&args.dir.dir)?;
+    let settings = Settings::parse(&args.settings)?;
+    if dir.load()?.is_none() {
+        // A refused request leaves nothing behind.
+        shape(&args)?;
+    }
     make_dir(dir.root())?;
     let _lock = dir.lock()?;
-    let settings = Settings::parse(&args.settings)?;
     let existing = dir.load()?;
     let fresh = existing.is_none();
+    let picking = fresh.then(PickLock::take);
     let mut plan = match existing {
         Some(plan) => {
             check_same(&args, &settings, &dir, &plan)?;
@@ -50,11 +55,13 @@ pub(crate) async fn up(args: UpArgs) -> Result<Exit> {
     dir.save(&plan)?;
     let cluster = LocalCluster { dir, plan };
     let started = bring_up(&cluster).await?;
+    drop(picking);
     describe(&cluster, fresh, &started);
     Ok(Exit::Success)
 }
 
-fn new_plan(args: &UpArgs) -> Result<Plan> {
+/// Storage servers and replicas of a new cluster.
+fn shape(args: &UpArgs) -> Result<(u32, u32)> {
     let storage = args.storage.unwrap_or(DEFAULT_STORAGE);
     let replicas = args.replicas.unwrap_or(DEFAULT_STORAGE.min(storage));
     if replicas > storage {
@@ -63,6 +70,11 @@ fn new_plan(args: &UpArgs) -> Result<Plan> {
              give --storage {replicas} or --replicas {storage}"
         ));
     }
+    Ok((storage, replicas))
+}
+
+fn new_plan(args: &UpArgs) -> Result<Plan> {
+    let (storage, replicas) = shape(args)?;
     let mut ports = PortPicker::default();
     let meta = MetaPlan {
         port: ports.pick(META_PORT)?,

@@ -78,9 +78,9 @@ impl BenchReport {
                 if phase.bytes == 0 {
                     "-".to_owned()
                 } else {
-                    format!("{:.0}", phase.mib_per_second)
+                    rate(phase.mib_per_second)
                 },
-                format!("{:.0}", phase.operations_per_second),
+                rate(phase.operations_per_second),
                 ms(|l| l.p50),
                 ms(|l| l.p99),
                 ms(|l| l.max),
@@ -92,5 +92,13 @@ impl BenchReport {
             "phase", "MiB/s", "ops/s", "p50 ms", "p99 ms", "max ms", "seconds", "CPU s",
         ];
         format!("{}\n{}", self.subject, show::table(&header, rows))
+    }
+}
+
+fn rate(per_second: f64) -> String {
+    if per_second < 10.0 {
+        format!("{per_second:.1}")
+    } else {
+        format!("{per_second:.0}")
     }
 }

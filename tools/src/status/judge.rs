@@ -249,7 +249,7 @@ fn nodes(report: &StatusReport, local: Option<&LocalFacts>, problems: &mut Vec<P
         let why = match (node.registered, down) {
             (_, true) => "its process is down".to_owned(),
             (true, _) => format!("silent for {}", show::duration_ms(node.heartbeat_age_ms)),
-            (false, _) => "it has not registered since the metadata server started".to_owned(),
+            (false, _) => "silent, and not registered any more".to_owned(),
         };
         problems.push(Problem {
             code: "node-dead",
