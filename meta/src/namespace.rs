@@ -133,7 +133,7 @@ impl Namespace {
         caller: Option<&pb::Caller>,
         operation: Operation,
         truncates: bool,
-        inode_of: impl Fn(&R) -> Option<InodeId>,
+        about: fn(&R) -> (Option<InodeId>, SessionId),
         body: impl Fn(&mut tx::Tx<'_>, &Who, &mut Option<Held>) -> Result<Step<R>>
         + Send
         + Sync
@@ -146,7 +146,10 @@ impl Namespace {
             let step = self.blocking(move |core| {
                 let mut held = None;
                 let step = core.mutate_step(&who, operation, |tx| body(tx, &who, &mut held))?;
-                if let (Step::Done(_), Some(held)) = (&step, held) {
+                // The answer may be that of a copy of this request, which opened its own session.
+                if let (Step::Done(reply), Some(held)) = (&step, held)
+                    && held.session() == about(reply).1
+                {
                     held.keep();
                 }
                 Ok(step)
@@ -154,7 +157,7 @@ impl Namespace {
             match step.await? {
                 Step::Blocked(inode) => self.finish_trim(inode).await?,
                 Step::Done(reply) => {
-                    if truncates && let Some(inode) = inode_of(&reply) {
+                    if truncates && let Some(inode) = about(&reply).0 {
                         self.finish_trim(inode).await?;
                     }
                     return Ok(reply);
@@ -257,15 +260,14 @@ impl Namespace {
         self: &Arc<Self>,
         req: pb::SetAttrRequest,
     ) -> Result<pb::AttrReply> {
-        let (caller, truncates, inode) = (req.caller.clone(), req.size.is_some(), req.inode);
-        let inode_of = move |_: &pb::AttrReply| Some(InodeId(inode));
+        let (caller, truncates) = (req.caller.clone(), req.size.is_some());
         let body =
             move |tx: &mut tx::Tx<'_>, who: &Who, _: &mut _| ops::setattr::setattr(tx, who, &req);
         self.step(
             caller.as_ref(),
             Operation::SetAttr,
             truncates,
-            inode_of,
+            changed,
             body,
         )
         .await
@@ -276,14 +278,8 @@ impl Namespace {
         let body = move |tx: &mut tx::Tx<'_>, who: &Who, held: &mut _| {
             ops::create::create(tx, who, &req, held)
         };
-        self.step(
-            caller.as_ref(),
-            Operation::Create,
-            truncates,
-            opened_inode,
-            body,
-        )
-        .await
+        self.step(caller.as_ref(), Operation::Create, truncates, opened, body)
+            .await
     }
 
     pub(crate) async fn open_inode(
@@ -297,14 +293,8 @@ impl Namespace {
         let body = move |tx: &mut tx::Tx<'_>, who: &Who, held: &mut _| {
             ops::open::open(tx, who, &req, held)
         };
-        self.step(
-            caller.as_ref(),
-            Operation::Open,
-            truncates,
-            opened_inode,
-            body,
-        )
-        .await
+        self.step(caller.as_ref(), Operation::Open, truncates, opened, body)
+            .await
     }
 
     /// An open for reading writes nothing: its session is in memory only.
@@ -451,8 +441,15 @@ impl Namespace {
     }
 }
 
-fn opened_inode(reply: &pb::OpenReply) -> Option<InodeId> {
-    reply.attr.map(|attr| InodeId(attr.inode))
+fn changed(reply: &pb::AttrReply) -> (Option<InodeId>, SessionId) {
+    (reply.attr.map(|attr| InodeId(attr.inode)), SessionId(0))
+}
+
+fn opened(reply: &pb::OpenReply) -> (Option<InodeId>, SessionId) {
+    (
+        reply.attr.map(|attr| InodeId(attr.inode)),
+        SessionId(reply.session),
+    )
 }
 
 #[cfg(test)]

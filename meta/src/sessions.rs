@@ -108,6 +108,11 @@ pub(crate) struct Held {
 }
 
 impl Held {
+    /// Which session.
+    pub(crate) fn session(&self) -> SessionId {
+        self.session
+    }
+
     /// The open has committed.
     pub(crate) fn keep(mut self) {
         self.kept = true;

@@ -6,7 +6,9 @@
 mod binary;
 mod cluster;
 mod command;
+mod data;
 
 pub use binary::emberfs_binary;
 pub use cluster::{ClusterOptions, TestCluster, is_alive, wait};
 pub use command::Outcome;
+pub use data::{drop_cache, pattern, scale};

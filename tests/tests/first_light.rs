@@ -6,27 +6,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use emberfs_tests::{ClusterOptions, TestCluster, is_alive};
-use rustix::fs::Advice;
+use emberfs_tests::{ClusterOptions, TestCluster, drop_cache, is_alive, pattern};
 
 /// Not a multiple of any block, page or chunk size.
 const ODD_SIZE: usize = (9 << 20) + 12_345;
-
-fn pattern(length: usize, salt: u64) -> Vec<u8> {
-    let mut state = salt;
-    let word = || emberfs_proto::layout::splitmix64(&mut state).to_le_bytes();
-    let mut bytes: Vec<u8> = std::iter::repeat_with(word)
-        .take(length / 8 + 1)
-        .flatten()
-        .collect();
-    bytes.truncate(length);
-    bytes
-}
-
-/// Forgets the page cache of a file, so that the next read comes from the servers.
-fn drop_cache(file: &fs::File) -> Result<()> {
-    Ok(rustix::fs::fadvise(file, 0, None, Advice::DontNeed)?)
-}
 
 #[test]
 fn up_write_read_status_down_and_nothing_is_left() -> Result<()> {
