@@ -60,7 +60,7 @@ lint: deps ## clippy, warnings denied
 	@$(BUILD) clippy --locked --workspace --all-targets -- -D warnings
 
 sim: deps ## simulate chain replication under faults: make sim SEEDS=10000
-	@EMBERFS_SIM_SEEDS=$(SEEDS) $(BUILD) test --release --locked -p emberfs-storage simulation -- --nocapture
+	@EMBERFS_SIM_SEEDS=$(SEEDS) $(BUILD) test --release --locked -p emberfs-storage --lib chain::tests -- --nocapture
 
 bench: build ## measure disk and network floors, then EmberFS natively and through the mount
 	@tools/bench/suite.py "$(TARGET)/release/emberfs"

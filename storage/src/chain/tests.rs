@@ -174,6 +174,7 @@ fn quiet_chains_replicate_everything() {
     }
 }
 
+/// `EMBERFS_SIM_SEEDS=N` runs seeds 0 to N - 1, `EMBERFS_SIM_SEED=N` replays one.
 #[test]
 fn lost_messages_and_crashes_lose_nothing_that_was_acknowledged() {
     let mut acknowledged = 0;

@@ -2,31 +2,19 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use emberfs_proto::cluster::{LocalState, PublicState};
-use emberfs_proto::ids::{ChainVersion, ChunkKey, ChunkVersion, WriteTag};
+use emberfs_proto::ids::{ChainVersion, ChunkKey, ChunkVersion};
 use emberfs_proto::{Error, ErrorCode, Result};
 
+use super::decide::{self, Decision};
 use super::{Op, Phase, Received, Replica, Source, pass_over};
 use crate::chain::types::{Action, Content, Event, Forward, OpId, Outcome, Update, UpdateKind};
-use crate::engine::{ChunkMeta, PendingMeta, Prepare, PrepareKind, ReadVersion};
+use crate::engine::{ChunkMeta, PendingMeta, Prepare, ReadVersion};
 
 /// First wait before a failed forward is sent again; doubles up to [`MAX_RETRY`]. A new chain version does not wait.
 const FIRST_RETRY: Duration = Duration::from_millis(2);
 /// Longest wait between two sendings.
 const MAX_RETRY: Duration = Duration::from_millis(100);
-
-/// What to do with a change once the chunk's record is known.
-enum Decision {
-    /// Make it durable.
-    Prepare { version: ChunkVersion, whole: bool },
-    /// It is durable already (sent again after a chain change): go on from there.
-    Resume(PendingMeta),
-    /// Drop the chunk and whatever is pending on it (only while syncing: nobody reads here).
-    Drop,
-    /// Nothing to do.
-    Answer(Result<Outcome>),
-}
 
 impl Replica {
     /// The engine, the network or a timer answered.
@@ -109,10 +97,10 @@ impl Replica {
         let decision = match (op.source, op.received) {
             (Source::Resync, _) => return self.send_copy(id, meta.as_ref(), lease, out),
             (Source::Predecessor, Some(received)) if syncing => {
-                decide_syncing(op, received, meta.as_ref())
+                decide::syncing(op, received, meta.as_ref())
             }
-            (Source::Predecessor, Some(received)) => decide_forwarded(op, received, meta.as_ref()),
-            _ => decide_head(op, meta.as_ref()),
+            (Source::Predecessor, Some(received)) => decide::forwarded(op, received, meta.as_ref()),
+            _ => decide::head(op, meta.as_ref()),
         };
         match decision {
             Decision::Answer(answer) => self.finish(id, answer, lease, out),
@@ -144,7 +132,7 @@ impl Replica {
                     version,
                     chain_version,
                     tag: op.update.tag.unwrap_or_default(),
-                    kind: engine_kind(&op.update, whole),
+                    kind: decide::engine_kind(&op.update, whole),
                     page_size: op.update.page_size,
                     chunk_size: op.update.chunk_size,
                 };
@@ -461,7 +449,7 @@ impl Outcome {
         }
     }
 
-    fn of(meta: &ChunkMeta) -> Self {
+    pub(super) fn of(meta: &ChunkMeta) -> Self {
         Self {
             version: meta.committed,
             len: meta.committed_len,
@@ -481,130 +469,5 @@ impl Update {
             chunk_size: 0,
             page_size: 0,
         }
-    }
-}
-
-/// The head orders: the next version, unless there is nothing to do.
-fn decide_head(op: &Op, meta: Option<&ChunkMeta>) -> Decision {
-    let nothing = || Decision::Answer(Ok(Outcome::nothing(op.chain_version)));
-    let Some(meta) = meta else {
-        return match op.update.kind {
-            UpdateKind::Write { .. } => Decision::Prepare {
-                version: ChunkVersion(1),
-                whole: false,
-            },
-            UpdateKind::Truncate { .. } | UpdateKind::Remove => nothing(),
-        };
-    };
-    if let Some(pending) = &meta.pending {
-        // A pending version without work in progress is left only by a failed engine.
-        let what = format!(
-            "chunk {}: version {} was left unfinished",
-            op.update.key, pending.version
-        );
-        return Decision::Answer(Err(Error::new(ErrorCode::Unavailable, what)));
-    }
-    if meta.committed.0 > 0 && op.update.tag.is_some_and(|tag| tag == meta.tag) {
-        return Decision::Answer(Ok(Outcome::of(meta)));
-    }
-    if matches!(op.update.kind, UpdateKind::Truncate { len } if len >= meta.committed_len) {
-        return nothing();
-    }
-    Decision::Prepare {
-        version: ChunkVersion(meta.committed.0 + 1),
-        whole: false,
-    }
-}
-
-/// A SERVING member follows the predecessor's order.
-fn decide_forwarded(op: &Op, received: Received, meta: Option<&ChunkMeta>) -> Decision {
-    let committed = meta.map_or(ChunkVersion(0), |m| m.committed);
-    let removes = matches!(op.update.kind, UpdateKind::Remove);
-    if received.version <= committed {
-        let known = meta.map_or(Outcome::nothing(op.chain_version), Outcome::of);
-        return Decision::Answer(Ok(known));
-    }
-    match meta.and_then(|m| m.pending.as_ref()) {
-        Some(pending) if pending.version == received.version && pending.tag == op.tag() => {
-            return Decision::Resume(pending.clone());
-        }
-        Some(_) if received.replace => {}
-        Some(pending) => {
-            let what = format!(
-                "chunk {}: {} is pending here",
-                op.update.key, pending.version
-            );
-            return Decision::Answer(Err(Error::new(ErrorCode::ReplicaMismatch, what)));
-        }
-        None => {}
-    }
-    if meta.is_none() && removes {
-        // Removed here already, when this was sent the first time.
-        return Decision::Answer(Ok(Outcome::nothing(op.chain_version)));
-    }
-    if received.replace {
-        return Decision::Prepare {
-            version: received.version,
-            whole: true,
-        };
-    }
-    if received.version.0 == committed.0 + 1 {
-        return Decision::Prepare {
-            version: received.version,
-            whole: false,
-        };
-    }
-    let what = format!(
-        "chunk {}: {} cannot follow {committed}, which is committed here",
-        op.update.key, received.version
-    );
-    Decision::Answer(Err(Error::new(ErrorCode::MissingVersion, what)))
-}
-
-/// A SYNCING member takes whole chunks and removals, whatever it has.
-fn decide_syncing(op: &Op, received: Received, meta: Option<&ChunkMeta>) -> Decision {
-    if received.replace {
-        return Decision::Prepare {
-            version: received.version,
-            whole: true,
-        };
-    }
-    if !matches!(op.update.kind, UpdateKind::Remove) {
-        let what = format!("target is syncing and needs chunk {} whole", op.update.key);
-        return Decision::Answer(Err(Error::new(ErrorCode::MissingVersion, what)));
-    }
-    match meta {
-        None => Decision::Answer(Ok(Outcome::nothing(op.chain_version))),
-        Some(_) => Decision::Drop,
-    }
-}
-
-impl Op {
-    fn tag(&self) -> WriteTag {
-        self.update.tag.unwrap_or_default()
-    }
-}
-
-fn engine_kind(update: &Update, whole: bool) -> PrepareKind {
-    match &update.kind {
-        UpdateKind::Write {
-            data, checksums, ..
-        } if whole => PrepareKind::Replace {
-            data: Bytes::clone(data),
-            checksums: checksums.clone(),
-        },
-        UpdateKind::Write {
-            offset,
-            data,
-            checksums,
-            size_hint,
-        } => PrepareKind::Write {
-            offset: *offset,
-            data: Bytes::clone(data),
-            checksums: checksums.clone(),
-            size_hint: *size_hint,
-        },
-        UpdateKind::Truncate { len } => PrepareKind::Truncate { len: *len },
-        UpdateKind::Remove => PrepareKind::Remove,
     }
 }
