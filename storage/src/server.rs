@@ -150,13 +150,22 @@ struct Found {
 
 impl Found {
     fn look(path: &Path, node: NodeId) -> Result<Self> {
-        std::fs::create_dir_all(path).map_err(|e| {
+        // Made by the operator only: in place of a disk that is not mounted there must be no empty one.
+        let unusable = |why: &dyn std::fmt::Display| {
             let what = format!(
-                "disk directory {}: {e}; mount the disk or correct `disks`",
+                "disk directory {} {why}; mount the disk, make the directory of a new one, or correct `disks`",
                 path.display()
             );
             Error::new(ErrorCode::DiskError, what)
-        })?;
+        };
+        match std::fs::metadata(path) {
+            Ok(meta) if meta.is_dir() => {}
+            Ok(_) => return Err(unusable(&"is not a directory")),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(unusable(&"does not exist"));
+            }
+            Err(error) => return Err(unusable(&format_args!("cannot be used: {error}"))),
+        }
         let lock = DiskLock::acquire(path)?;
         let identity = DiskIdentity::load(path)?;
         if let Some(identity) = identity

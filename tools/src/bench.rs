@@ -15,6 +15,7 @@ use std::time::Instant;
 use crate::cli::{BenchArgs, Workload};
 use crate::failure::{Context, Exit, Failure, Result};
 use crate::local::LocalCluster;
+use crate::output::say;
 use crate::progress::Progress;
 use crate::rpc::Seat;
 
@@ -58,12 +59,9 @@ pub(crate) async fn bench(cluster: Option<String>, args: BenchArgs) -> Result<Ex
         .context("the measurement broke off")??;
     drop(progress);
     if args.json {
-        println!(
-            "{}",
-            serde_json::to_string_pretty(&report).context("cannot write JSON")?
-        );
+        say(serde_json::to_string_pretty(&report).context("cannot write JSON")?)?;
     } else {
-        println!("{}", report.render());
+        say(report.render())?;
     }
     Ok(Exit::Success)
 }

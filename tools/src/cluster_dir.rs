@@ -251,7 +251,10 @@ impl ClusterDir {
         for (index, storage) in plan.storage.iter().enumerate() {
             let name = storage_name(index + 1);
             let disk = self.storage_data(plan, &name).join("disk-1");
-            make_dir(&disk)?;
+            if !self.conf(&name).exists() {
+                // Later, a missing directory is a missing disk, which must not be replaced by an empty one.
+                make_dir(&disk)?;
+            }
             let mut conf = toml::Table::new();
             conf.insert("node".into(), (index as i64 + 1).into());
             conf.insert("meta".into(), plan.address().into());

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::cli::{ConfigCheckArgs, ServerKind};
 use crate::failure::{Context, Exit, Failure, Result};
+use crate::output::say;
 
 /// How alike a wrong and a right key must be for the right one to be proposed.
 const ALIKE: f64 = 0.7;
@@ -41,14 +42,14 @@ pub(crate) fn check(args: &ConfigCheckArgs) -> Result<Exit> {
             parse::<emberfs_storage::config::StorageConfig>(&text, &args.file)?;
         }
     }
-    println!(
+    say(format_args!(
         "{}: valid for `emberfs {}`",
         args.file.display(),
         match kind {
             ServerKind::Meta => "meta",
             ServerKind::Storage => "storage",
         }
-    );
+    ))?;
     Ok(Exit::Success)
 }
 

@@ -6,6 +6,7 @@ use crate::cli::DownArgs;
 use crate::cluster_dir::{ClusterDir, META, MOUNT};
 use crate::failure::{Exit, Failure, Result};
 use crate::local::LocalCluster;
+use crate::output::say;
 use crate::progress::Progress;
 
 /// `emberfs down [--purge] [--force]`.
@@ -20,9 +21,11 @@ pub(crate) async fn down(args: DownArgs) -> Result<Exit> {
         let progress = Progress::start("Deleting the data");
         cluster.dir.purge(&cluster.plan)?;
         drop(progress);
-        println!("Stopped and deleted the cluster in {here}");
+        say(format_args!("Stopped and deleted the cluster in {here}"))?;
     } else {
-        println!("Stopped the cluster in {here}; `emberfs up --dir {here}` brings it back");
+        say(format_args!(
+            "Stopped the cluster in {here}; `emberfs up --dir {here}` brings it back"
+        ))?;
     }
     drop(lock);
     Ok(Exit::Success)

@@ -22,6 +22,7 @@ use futures::StreamExt;
 
 use crate::cli::FsckArgs;
 use crate::failure::{Context, Exit, Failure, Result};
+use crate::output::say;
 use crate::progress::Progress;
 use crate::rpc::Seat;
 
@@ -69,12 +70,9 @@ pub(crate) async fn fsck(cluster: Option<String>, args: FsckArgs) -> Result<Exit
     .await
     .map_err(Failure::broken)?;
     if args.json {
-        println!(
-            "{}",
-            serde_json::to_string_pretty(&report).context("cannot write JSON")?
-        );
+        say(serde_json::to_string_pretty(&report).context("cannot write JSON")?)?;
     } else {
-        println!("{}", report.render());
+        say(report.render())?;
     }
     Ok(if report.is_clean() {
         Exit::Success

@@ -19,6 +19,8 @@ use crate::process::Process;
 
 /// Lines of the log that are shown when a process does not come up.
 const LOG_LINES: usize = 8;
+/// How the line begins with which a process fails.
+const FAILURE: &str = "emberfs: ";
 /// Bytes of the log that are read for them.
 const LOG_TAIL_BYTES: u64 = 16 << 10;
 
@@ -64,8 +66,11 @@ pub(crate) async fn launch(
                 .await
                 .context(format!("cannot wait for {name}"))?;
             let tail = tail(&log_path, logged);
-            for line in &tail {
-                eprintln!("  {name}: {line}");
+            // A process that says why it ends says it in one line; one that crashes does not.
+            if !tail.last().is_some_and(|line| line.starts_with(FAILURE)) {
+                for line in &tail {
+                    eprintln!("  {name}: {line}");
+                }
             }
             let reason = tail
                 .last()
@@ -108,10 +113,7 @@ fn tail(path: &Path, from: u64) -> Vec<String> {
 
 /// The part of a log line that says what happened.
 fn cause(line: &str) -> String {
-    line.strip_prefix("emberfs: ")
-        .unwrap_or(line)
-        .trim()
-        .to_owned()
+    line.strip_prefix(FAILURE).unwrap_or(line).trim().to_owned()
 }
 
 #[cfg(test)]

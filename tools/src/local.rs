@@ -8,6 +8,7 @@ use crate::cluster_dir::{ClusterDir, META, MOUNT, MountPlan, Plan, storage_name}
 use crate::failure::{Exit, Result, fail};
 use crate::launch::launch;
 use crate::mount_table;
+use crate::output::say;
 use crate::ports;
 use crate::process::{Process, Stopped};
 use crate::progress::Progress;
@@ -118,7 +119,9 @@ impl LocalCluster {
                     process.stop(MOUNT_GRACE).await?;
                 }
             }
-            (Some(entry), None) if entry.is_emberfs(&mount.options) => {
+            (Some(entry), None)
+                if entry.is_emberfs(&mount.options) && mount_table::is_dead(&mount.path).await =>
+            {
                 // Its process died: every call on it fails until it is detached.
                 mount_table::unmount(&mount.path, true).await?;
             }
@@ -161,8 +164,12 @@ impl LocalCluster {
             && let Some(entry) = mount_table::find(&mount.path)?
             && entry.is_emberfs(&mount.options)
         {
-            // A mount without its process answers nothing, so nothing can be using it in earnest.
-            mount_table::unmount(&mount.path, force || running.is_none()).await?;
+            // A dead mount answers nothing, so nothing can be using it in earnest. A live one without
+            // our process is someone else's.
+            let dead = running.is_none() && mount_table::is_dead(&mount.path).await;
+            if running.is_some() || dead {
+                mount_table::unmount(&mount.path, force || dead).await?;
+            }
         }
         if let Some(running) = running
             && running.exits_within(MOUNT_GRACE).await?
@@ -187,7 +194,7 @@ pub(crate) async fn start(args: NameArgs) -> Result<Exit> {
     let progress = Progress::start(format!("Starting {}", args.name));
     let started = cluster.start(&args.name).await?;
     drop(progress);
-    println!(
+    say(format_args!(
         "{} {}",
         args.name,
         if started {
@@ -195,7 +202,7 @@ pub(crate) async fn start(args: NameArgs) -> Result<Exit> {
         } else {
             "was already running"
         }
-    );
+    ))?;
     Ok(Exit::Success)
 }
 
@@ -206,7 +213,7 @@ pub(crate) async fn stop(args: NameArgs) -> Result<Exit> {
     let progress = Progress::start(format!("Stopping {}", args.name));
     let how = cluster.stop(&args.name, false).await?;
     drop(progress);
-    println!(
+    say(format_args!(
         "{} {}",
         args.name,
         match how {
@@ -214,6 +221,6 @@ pub(crate) async fn stop(args: NameArgs) -> Result<Exit> {
             Stopped::Cleanly => "stopped",
             Stopped::Killed => "killed",
         }
-    );
+    ))?;
     Ok(Exit::Success)
 }

@@ -16,6 +16,7 @@ mod local;
 mod logging;
 mod mount_cmd;
 mod mount_table;
+mod output;
 mod ports;
 mod process;
 mod progress;

@@ -40,7 +40,7 @@ pub(crate) async fn mount(args: MountArgs) -> Result<Exit> {
         return match mount_table::find(&path)? {
             Some(_) => fail(format!("{} is mounted already", path.display())),
             None => fail(format!(
-                "the last mount of {} is still flushing (process {}): try again in a moment",
+                "a mount of {} is still starting, or the last one flushing (process {}): try again in a moment",
                 path.display(),
                 running.pid()
             )),

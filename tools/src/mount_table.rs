@@ -6,12 +6,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use crate::failure::{Context, Result, fail};
 
 /// How long an unmount may take before it is given up: the kernel flushes the mount's files first.
 const UNMOUNT_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a mount may take to say that it is alive.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// One line of the mount table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +82,14 @@ fn unescape(field: &[u8]) -> OsString {
         }
     }
     OsString::from_vec(out)
+}
+
+/// Whether the process of the mount at `path` is gone. One that does not answer may come back.
+pub(crate) async fn is_dead(path: &Path) -> bool {
+    let path = path.to_owned();
+    let call = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&path).err());
+    let outcome = tokio::time::timeout(ANSWER_LIMIT, call).await;
+    matches!(outcome, Ok(Ok(Some(Errno::NOTCONN | Errno::CONNABORTED))))
 }
 
 /// Unmounts `path`; `lazy` detaches it even while programs use it.

@@ -11,6 +11,7 @@ mod report;
 
 use crate::cli::StatusArgs;
 use crate::failure::{Context, Exit, Result};
+use crate::output::say;
 use crate::rpc::Seat;
 
 use report::{Overall, StatusReport};
@@ -49,12 +50,9 @@ async fn gather(cluster: Option<String>, args: &StatusArgs) -> Result<StatusRepo
 
 fn show(report: &StatusReport, json: bool, text: fn(&StatusReport) -> String) -> Result<Exit> {
     if json {
-        println!(
-            "{}",
-            serde_json::to_string_pretty(report).context("cannot write JSON")?
-        );
+        say(serde_json::to_string_pretty(report).context("cannot write JSON")?)?;
     } else {
-        println!("{}", text(report));
+        say(text(report))?;
     }
     Ok(match report.status {
         Overall::Healthy => Exit::Success,

@@ -13,6 +13,7 @@ use crate::cluster_dir::{
 use crate::failure::{Context, Exit, Result, fail};
 use crate::local::LocalCluster;
 use crate::mount_table;
+use crate::output::say;
 use crate::ports::{PickLock, PortPicker};
 use crate::progress::Progress;
 use crate::rpc;
@@ -56,7 +57,7 @@ pub(crate) async fn up(args: UpArgs) -> Result<Exit> {
     let cluster = LocalCluster { dir, plan };
     let started = bring_up(&cluster).await?;
     drop(picking);
-    describe(&cluster, fresh, &started);
+    describe(&cluster, fresh, &started)?;
     Ok(Exit::Success)
 }
 
@@ -303,33 +304,32 @@ fn serving(map: &pb::ClusterMapMsg, chain: &pb::ChainMsg) -> usize {
     chain.targets.iter().filter(serves).count()
 }
 
-fn describe(cluster: &LocalCluster, fresh: bool, started: &[String]) {
+fn describe(cluster: &LocalCluster, fresh: bool, started: &[String]) -> Result<()> {
     let LocalCluster { dir, plan } = cluster;
     let here = dir.root().display();
-    if started.is_empty() {
-        println!("Already up: {here}");
+    let mut lines = Vec::new();
+    lines.push(if started.is_empty() {
+        format!("Already up: {here}")
     } else if fresh {
-        println!("Made a cluster in {here}");
+        format!("Made a cluster in {here}")
     } else {
-        println!("Started {} of {here}", started.join(", "));
-    }
-    println!(
+        format!("Started {} of {here}", started.join(", "))
+    });
+    lines.push(format!(
         "Cluster {}: {} storage servers, {} replicas of each chunk",
         plan.address(),
         plan.storage.len(),
         plan.replicas
-    );
-    if let Some(mount) = &plan.mount {
-        println!("Mounted on {}", mount.path.display());
+    ));
+    let mount = plan.mount.as_ref().map(|mount| mount.path.display());
+    if let Some(mount) = &mount {
+        lines.push(format!("Mounted on {mount}"));
     }
-    let target = plan
-        .mount
-        .as_ref()
-        .map_or_else(|| "MNT".into(), |m| m.path.display().to_string());
-    println!("Try next:");
-    println!("  cp -r some-data {target}/");
-    println!("  emberfs status --dir {here}");
-    println!("  emberfs down --dir {here}");
+    let target = mount.map_or_else(|| "MNT".into(), |mount| mount.to_string());
+    lines.push(format!(
+        "Try next:\n  cp -r some-data {target}/\n  emberfs status --dir {here}\n  emberfs down --dir {here}"
+    ));
+    say(lines.join("\n"))
 }
 
 #[cfg(test)]

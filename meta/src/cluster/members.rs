@@ -208,7 +208,7 @@ impl Members {
         now: Instant,
     ) -> Result<Admission> {
         for disk in &node.disks {
-            self.check_disk(node.id, disk)?;
+            self.check_disk(&node, disk, map)?;
         }
         let same = match self.sessions.get(&node.id) {
             Some(old) if old.node.incarnation == node.incarnation => true,
@@ -259,17 +259,32 @@ impl Members {
         Ok(Admission::Admitted)
     }
 
-    fn check_disk(&self, node: NodeId, disk: &Disk) -> Result<()> {
+    fn check_disk(&self, node: &Node, disk: &Disk, map: &ClusterMap) -> Result<()> {
+        let foreign = |what: String| Err(Error::new(ErrorCode::ForeignDisk, what));
         let other = self
             .sessions
             .values()
-            .find(|s| s.node.id != node && s.node.disks.iter().any(|d| d.id == disk.id));
-        let Some(other) = other else { return Ok(()) };
-        let what = format!(
-            "disk {} at {} belongs to node {}; move it back, or give node {node} an empty disk",
-            disk.id, disk.path, other.node.id
-        );
-        Err(Error::new(ErrorCode::ForeignDisk, what))
+            .find(|s| s.node.id != node.id && s.node.disks.iter().any(|d| d.id == disk.id));
+        if let Some(other) = other {
+            return foreign(format!(
+                "disk {} at {} belongs to node {}; move it back, or give node {} an empty disk",
+                disk.id, disk.path, other.node.id, node.id
+            ));
+        }
+        // A new disk where one with replicas was: most likely that one is not mounted.
+        let before = self.sessions.get(&node.id);
+        let lost = before.into_iter().flat_map(|s| &s.node.disks).find(|old| {
+            old.path == disk.path
+                && node.disks.iter().all(|d| d.id != old.id)
+                && map.targets.values().any(|t| t.disk == old.id)
+        });
+        lost.map_or(Ok(()), |lost| {
+            foreign(format!(
+                "{} of node {} holds an empty disk where disk {} with replicas was; mount that one, or give \
+                 the empty one another directory",
+                disk.path, node.id, lost.id
+            ))
+        })
     }
 
     /// A heartbeat stream begins with its first message.

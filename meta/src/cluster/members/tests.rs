@@ -156,6 +156,7 @@ fn targets_of_a_vanished_disk_are_offline_and_new_disks_are_taken_in() {
     let (mut members, _) = settled(&map, now);
     let mut changed = node(1, 1);
     changed.disks[0].id = DiskId(77);
+    changed.disks[0].path = "/other".into();
     assert_eq!(
         members.register(changed, &map, now),
         Ok(Admission::Admitted)
@@ -164,6 +165,26 @@ fn targets_of_a_vanished_disk_are_offline_and_new_disks_are_taken_in() {
     assert_eq!(
         members.session(NodeId(1)).unwrap().node.disks[0].id,
         DiskId(77)
+    );
+}
+
+#[test]
+fn an_empty_directory_in_the_place_of_a_disk_with_replicas_is_refused() {
+    let (map, now) = (map(), Instant::now());
+    let (mut members, _) = settled(&map, now);
+    let mut unmounted = node(1, 2);
+    unmounted.disks[0].id = DiskId(77);
+    let error = members.register(unmounted, &map, now).unwrap_err();
+    assert_eq!(error.code, ErrorCode::ForeignDisk);
+    assert!(error.message.contains(&DiskId(1).to_string()), "{error}");
+    // Nothing held replicas there.
+    let mut empty = map.clone();
+    empty.targets.clear();
+    let mut swapped = node(1, 1);
+    swapped.disks[0].id = DiskId(78);
+    assert_eq!(
+        members.register(swapped, &empty, now),
+        Ok(Admission::Admitted)
     );
 }
 
