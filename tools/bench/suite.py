@@ -52,7 +52,7 @@ def fio(directory, mode, block, depth, seconds):
 
 
 def iperf():
-    server = subprocess.Popen(["iperf3", "-s", "-1", "-p", "15201"], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(["iperf3", "-s", "-1", "-p", "15201", "--forceflush"], stdout=subprocess.PIPE, text=True)
     try:
         # Its first line says that it listens.
         server.stdout.readline()
@@ -64,7 +64,7 @@ def iperf():
 
 
 def phases(emberfs, where, *workload):
-    report = json.loads(output(emberfs, "bench", *workload, "--json", *where))
+    report = json.loads(output(emberfs, "bench", *where, "--json", *workload))
     return {phase["phase"]: phase for phase in report["phases"]}
 
 
