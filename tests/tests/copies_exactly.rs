@@ -2,23 +2,58 @@
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use emberfs_tests::TestCluster;
+use emberfs_tests::{TestCluster, pattern};
 use sha2::{Digest, Sha256};
 
-/// The tree to copy: `EMBERFS_TEST_TREE` (the whole toolchain, say), or the toolchain's libraries.
-fn source() -> Result<PathBuf> {
+/// Small files of the tree that the test makes.
+const SMALL_FILES: usize = 1500;
+
+fn toolchain() -> Result<PathBuf> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc).args(["--print", "sysroot"]).output()?;
+    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
+}
+
+/// The tree to copy: `EMBERFS_TEST_TREE` (the whole toolchain, say), or one of the toolchain's binaries,
+/// many small files, and every kind of link and mode.
+fn source(scratch: &Path) -> Result<PathBuf> {
     if let Some(tree) = std::env::var_os("EMBERFS_TEST_TREE") {
         return Ok(tree.into());
     }
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let output = Command::new(rustc).args(["--print", "sysroot"]).output()?;
-    let root = PathBuf::from(String::from_utf8(output.stdout)?.trim());
-    Ok(root.join("lib/rustlib"))
+    let tree = scratch.join("source");
+    fs::create_dir(&tree)?;
+    let binaries = toolchain()?.join("bin");
+    let copied = Command::new("cp")
+        .arg("-a")
+        .arg(binaries)
+        .arg(&tree)
+        .status()?;
+    ensure!(copied.success(), "cannot copy the toolchain's binaries");
+    for index in 0..SMALL_FILES {
+        let directory = tree.join(format!("directory {}/deep/er", index % 15));
+        fs::create_dir_all(&directory)?;
+        let path = directory.join(format!("file-{index}"));
+        fs::write(&path, pattern(index * 37 % 50_000, index as u64))?;
+        fs::set_permissions(
+            &path,
+            fs::Permissions::from_mode([0o644, 0o600, 0o4755, 0o444][index % 4]),
+        )?;
+    }
+    symlink("bin/rustc", tree.join("relative"))?;
+    symlink("/nowhere/at/all", tree.join("dangling"))?;
+    symlink("directory 1", tree.join("to a directory"))?;
+    fs::hard_link(tree.join("directory 1/deep/er/file-1"), tree.join("hard"))?;
+    fs::write(
+        tree.join(std::ffi::OsStr::from_bytes(b"not utf-8 \xff\n")),
+        "odd",
+    )?;
+    fs::write(tree.join("n".repeat(255)), "long")?;
+    Ok(tree)
 }
 
 /// One line per entry: path, kind and mode, owner, times, and content or link target. A directory's
@@ -57,7 +92,8 @@ fn manifest(root: &Path) -> Result<Vec<String>> {
 
 #[test]
 fn a_copied_tree_is_identical_after_a_remount() -> Result<()> {
-    let source = source()?;
+    let scratch = tempfile::tempdir()?;
+    let source = source(scratch.path())?;
     let want = manifest(&source)?;
     ensure!(
         want.len() > 100,
