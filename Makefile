@@ -45,10 +45,9 @@ build: deps ## build target/release/emberfs
 run: build ## bring up a cluster, mount it, write and read a file through the mount
 	@.ci/first-light "$(TARGET)/release/emberfs" "$(DIR)" "$(MNT)"
 
+# The tests of whole clusters run the `emberfs` that is built beside them.
 test: deps fmt-check lint ## format check, lints, and every test
-	@$(BUILD) build --locked -p emberfs
-	@export EMBERFS_BIN="$(TARGET)/debug/emberfs"; \
-	$(if $(NEXTEST),$(BUILD) nextest run --locked --workspace --profile $(if $(CI),ci,default),$(BUILD) test --locked --workspace)
+	@$(BUILD) $(if $(NEXTEST),nextest run --locked --workspace --profile $(if $(CI),ci,default),test --locked --workspace)
 
 fmt: ## format the code
 	@$(CARGO) fmt --all
