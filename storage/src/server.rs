@@ -68,7 +68,14 @@ pub async fn run(
             None
         });
     }
-    let membership = registration.register(&stop).await?;
+    let membership = registration.register(&stop).await.map_err(|error| {
+        match found.iter().find(|disk| disk.formatted) {
+            Some(disk) if error.code == ErrorCode::WrongCluster => {
+                error.context(format!("foreign disk {}", disk.lock.path().display()))
+            }
+            _ => error,
+        }
+    })?;
     let mut disks = Vec::new();
     for (disk, engine) in found.into_iter().zip(opened) {
         let engine = match engine {

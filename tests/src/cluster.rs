@@ -32,6 +32,8 @@ pub struct ClusterOptions {
     pub settings: Vec<String>,
     /// As after `-o` of `emberfs mount`.
     pub mount_options: String,
+    /// Where the disks are, if not in the cluster's directory.
+    pub disk_root: Option<PathBuf>,
 }
 
 impl ClusterOptions {
@@ -43,6 +45,7 @@ impl ClusterOptions {
             mount: true,
             settings: Vec::new(),
             mount_options: String::new(),
+            disk_root: None,
         }
     }
 }
@@ -89,6 +92,9 @@ impl TestCluster {
         }
         if !self.options.mount_options.is_empty() {
             command.arg("-o").arg(&self.options.mount_options);
+        }
+        if let Some(root) = &self.options.disk_root {
+            command.arg("--disk-root").arg(root);
         }
         // Settings are for a new cluster.
         if !self.dir().join("cluster.toml").exists() {

@@ -37,6 +37,27 @@ impl Outcome {
         )
     }
 
+    /// Fails unless the command was refused as it should be: exit code 1, and one line on standard
+    /// error that holds every one of `needles`. Lines of progress end with an ellipsis.
+    pub fn expect_refusal(self, needles: &[&str]) -> Result<Self> {
+        let outcome = self.expect_code(1)?;
+        let lines: Vec<_> = outcome.stderr.lines().collect();
+        let is_refusal = |line: &&&str| line.starts_with("emberfs: ");
+        let refusals: Vec<_> = lines.iter().filter(is_refusal).collect();
+        let noise = lines.len() - refusals.len();
+        if refusals.len() != 1 || lines.iter().filter(|line| line.ends_with('…')).count() != noise
+        {
+            bail!("not one line: {}", outcome.stderr);
+        }
+        match needles
+            .iter()
+            .find(|needle| !refusals[0].contains(**needle))
+        {
+            Some(needle) => bail!("nothing about {needle:?}: {}", outcome.stderr),
+            None => Ok(outcome),
+        }
+    }
+
     /// The standard output as JSON.
     pub fn json(&self) -> Result<serde_json::Value> {
         serde_json::from_str(&self.stdout)
@@ -45,7 +66,7 @@ impl Outcome {
 }
 
 /// Runs a command to its end; kills it and fails when it takes too long.
-pub(crate) fn run(command: &mut Command) -> Result<Outcome> {
+pub fn run(command: &mut Command) -> Result<Outcome> {
     let shown = format!("{command:?}");
     let mut child = command
         .stdin(Stdio::null())

@@ -10,5 +10,5 @@ mod data;
 
 pub use binary::emberfs_binary;
 pub use cluster::{ClusterOptions, TestCluster, is_alive, wait};
-pub use command::Outcome;
+pub use command::{Outcome, run};
 pub use data::{drop_cache, pattern, scale};

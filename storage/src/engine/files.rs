@@ -107,16 +107,21 @@ impl BlockFiles {
         Ok(fallocate(self.open(class)?, flags, start, len)?)
     }
 
-    /// Free bytes of the file system, as an unprivileged process may use them.
+    /// Free bytes of the file system, as an unprivileged process may use them; no limit if the file
+    /// system does not count.
     pub(super) fn available(&self) -> io::Result<u64> {
         let fs = statvfs(&self.dir)?;
-        Ok(fs.f_bavail * fs.f_frsize)
+        Ok(if fs.f_blocks == 0 {
+            u64::MAX
+        } else {
+            fs.f_bavail * fs.f_frsize
+        })
     }
 
-    /// Size of the file system, bytes.
-    pub(super) fn file_system_size(&self) -> io::Result<u64> {
+    /// Size of the file system, bytes; `None` if it does not count (ramfs).
+    pub(super) fn file_system_size(&self) -> io::Result<Option<u64>> {
         let fs = statvfs(&self.dir)?;
-        Ok(fs.f_blocks * fs.f_frsize)
+        Ok((fs.f_blocks > 0).then_some(fs.f_blocks * fs.f_frsize))
     }
 }
 

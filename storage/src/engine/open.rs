@@ -58,6 +58,13 @@ pub(super) fn open(config: &EngineConfig) -> Result<Core> {
     let size = files
         .file_system_size()
         .map_err(|e| failed("statvfs", &e))?;
+    let Some(size) = size.or(config.capacity_bytes) else {
+        let what = format!(
+            "the file system of disk {} does not tell its size; set `capacity_bytes`, or use another",
+            config.path.display()
+        );
+        return Err(Error::new(ErrorCode::DiskError, what));
+    };
     let reserve = config.reserve_bytes.min(size / 8);
     let map = SpaceMap::new(allocator, Arc::clone(&files), Arc::clone(&health), reserve);
     map.refresh();
