@@ -161,7 +161,7 @@ impl File {
         let Inner {
             core, state, flags, ..
         } = &*self.inner;
-        self.report_failure()?;
+        self.check_failure()?;
         if data.is_empty() {
             return Ok(());
         }
@@ -174,7 +174,7 @@ impl File {
             self.sync().await?;
         } else if flags.direct {
             core.settle_range(state, offset, len).await;
-            self.report_failure()?;
+            self.check_failure()?;
         }
         Ok(())
     }
@@ -245,17 +245,32 @@ impl File {
         ended
     }
 
+    /// Fails while a buffered write is known to be lost. A write does not count as having reported
+    /// it: the kernel turns the error of a later piece of one write(2) into a short count, which nobody
+    /// takes for an error. Only `fsync` and `close` settle it.
+    fn check_failure(&self) -> Result<()> {
+        let seen = self.inner.seen.load(Ordering::Acquire);
+        self.failure_since(seen).1
+    }
+
     /// A failure of a buffered write that this handle has not reported yet.
     fn report_failure(&self) -> Result<()> {
+        let (count, result) = self.failure_since(self.inner.seen.load(Ordering::Acquire));
+        self.inner.seen.fetch_max(count, Ordering::AcqRel);
+        result
+    }
+
+    /// Failures so far, and the last one if it came after the first `seen`.
+    fn failure_since(&self, seen: u64) -> (u64, Result<()>) {
         let buffers = self.inner.state.buffers.lock();
         let (count, last) = buffers.failures();
-        let seen = self.inner.seen.swap(count, Ordering::AcqRel);
-        match last {
+        let result = match last {
             Some(error) if count > seen => Err(error
                 .clone()
                 .context(format!("earlier write to inode {} was lost", self.inode()))),
             _ => Ok(()),
-        }
+        };
+        (count, result)
     }
 
     fn open(&self) -> Result<()> {

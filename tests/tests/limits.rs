@@ -52,14 +52,22 @@ fn a_full_disk_is_enospc_to_the_writer_and_harms_nothing_else() -> Result<()> {
     fs::remove_file(&big)?;
     let again = cluster.mount().join("again");
     let data = pattern(20 * MIB, 2);
-    let write = || {
-        File::create(&again)?
-            .write_all(&data)
-            .and_then(|()| File::open(&again)?.sync_all())
+    // The errors of a handle are told to that handle.
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(&again)?;
+        file.write_all(&data)?;
+        file.sync_all()
     };
     wait(Duration::from_secs(30), || Ok(write().is_ok())).context("deleting frees nothing")?;
     drop_cache(&File::open(&again)?)?;
-    ensure!(fs::read(&again)? == data, "read other bytes than written");
+    let got = fs::read(&again)?;
+    let wrong = got.iter().zip(&data).position(|(got, want)| got != want);
+    ensure!(
+        got == data,
+        "read {} of {} bytes, the first wrong one is {wrong:?}",
+        got.len(),
+        data.len()
+    );
     Ok(())
 }
 
