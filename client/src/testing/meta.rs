@@ -421,6 +421,10 @@ impl Cluster for FakeMeta {
         fail(ErrorCode::Unsupported, "not faked")
     }
 
+    async fn configure(&self, _: Request<pb::ConfigureRequest>) -> Reply<pb::SettingsMsg> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+
     async fn report(&self, _: Request<pb::ReportRequest>) -> Reply<pb::ReportReply> {
         fail(ErrorCode::Unsupported, "not faked")
     }
