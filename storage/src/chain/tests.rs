@@ -209,8 +209,8 @@ fn loaded(op: u64, meta: ChunkMeta) -> Event {
     }
 }
 
-/// A write that is durable on a head of two and on its way to the successor.
-fn forwarding(replica: &mut Replica) {
+/// A write that is durable here.
+fn prepared(replica: &mut Replica) -> Vec<Action> {
     replica.handle(write(1, 1), true);
     replica.handle(
         Event::Loaded {
@@ -236,7 +236,12 @@ fn forwarding(replica: &mut Replica) {
         op: OpId(1),
         result: Ok(meta),
     };
-    let actions = replica.handle(prepared, true);
+    replica.handle(prepared, true)
+}
+
+/// A write that is durable on a head of two and on its way to the successor.
+fn forwarding(replica: &mut Replica) {
+    let actions = prepared(replica);
     assert!(matches!(actions[..], [Action::Send { .. }]));
 }
 
@@ -389,6 +394,28 @@ fn a_tail_that_handed_over_decides_nothing_about_a_write_on_its_way() {
     assert_eq!(plan(&replica).unwrap(), ReadPlan::Committed);
     replica.handle(Event::HandOver { chain_version }, true);
     assert_eq!(plan(&replica).unwrap_err().code, ErrorCode::Busy);
+}
+
+#[test]
+fn a_tail_again_shows_what_the_one_it_handed_over_to_may_have_shown() {
+    let mut replica = Replica::new(TargetId(1));
+    let syncing = view(1, PublicState::Serving, true, 1, Some((2, true)));
+    replica.handle(Event::Adopt { view: syncing }, true);
+    let chain_version = ChainVersion(1);
+    let recovered = Event::Recovered {
+        chain_version,
+        result: Ok(()),
+    };
+    replica.handle(recovered, true);
+    let actions = prepared(&mut replica);
+    assert!(matches!(actions[..], [Action::ReadContent { .. }]));
+    replica.handle(Event::HandOver { chain_version }, true);
+    // Version 2, in which the successor was the tail, never came; now it is dead.
+    let alone = view(3, PublicState::Serving, true, 1, Some((2, true)));
+    replica.handle(Event::Adopt { view: alone }, true);
+    let key = ChunkKey::new(1u64, 0u32);
+    let plan = replica.read_plan(key, ChainVersion(3), true);
+    assert_eq!(plan.unwrap(), ReadPlan::Newest);
 }
 
 #[test]

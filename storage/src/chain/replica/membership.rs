@@ -20,11 +20,12 @@ impl Replica {
         let successor = view.successor;
         let version = view.version;
         let state = view.state;
+        // Also when a target that this one had handed over to was the tail meanwhile, in maps that
+        // never came here.
         let becomes_tail = view.tail == Some(self.id)
-            && self
-                .view
-                .as_ref()
-                .is_some_and(|old| old.tail != Some(self.id));
+            && self.view.as_ref().is_some_and(|old| {
+                old.tail != Some(self.id) || self.handed_over == Some(old.version)
+            });
         if becomes_tail {
             for op in self.ops.values_mut().filter(|op| op.may_be_pending()) {
                 op.exposed |= op.phase != Phase::Preparing;
