@@ -58,8 +58,9 @@ fmt-check:
 lint: deps ## clippy, warnings denied
 	@$(BUILD) clippy --locked --workspace --all-targets -- -D warnings
 
-sim: deps ## simulate chain replication under faults: make sim SEEDS=10000
-	@EMBERFS_SIM_SEEDS=$(SEEDS) $(BUILD) test --release --locked -p emberfs-storage --lib chain::tests -- --nocapture
+sim: deps ## simulate clusters under faults: make sim SEEDS=10000, or SEED=7, FAMILY=leases (docs/simulation.md)
+	@export EMBERFS_SIM_SEEDS=$(SEEDS) $(foreach v,SEED FAMILY FROM MUTANT,$(if $($v),EMBERFS_SIM_$v=$($v))); \
+	$(BUILD) test --release --locked -p emberfs-storage --lib sim::tests::long_run -- --exact --ignored --nocapture
 
 bench: build ## measure disk and network floors, then EmberFS natively and through the mount
 	@tools/bench/suite.py "$(TARGET)/release/emberfs"

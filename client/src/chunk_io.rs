@@ -15,7 +15,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::channels::Channels;
-use crate::map_watch::{MapWatch, Role, holds};
+use crate::map_watch::MapWatch;
+use crate::plan::{self, Role, holds};
 use crate::retry::Patience;
 use crate::stats::Counters;
 
@@ -108,16 +109,13 @@ impl ChunkIo {
             return Err(unavailable(map, chain));
         }
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let rotated = (0..serving.len()).map(|i| serving[(turn + i) % serving.len()]);
         let loads = self.loads.lock();
         let load = |node| {
             loads
                 .get(&node)
                 .map_or(0, |load| load.load(Ordering::Relaxed))
         };
-        let target = rotated
-            .filter(|t| !tried.contains(&t.id))
-            .min_by_key(|t| load(t.node));
+        let target = plan::readers(&serving, turn, tried).min_by_key(|t| load(t.node));
         target
             .map(|target| replica(map, chain, of.version, target))
             .transpose()
@@ -147,10 +145,10 @@ impl ChunkIo {
 
     /// What ends a pause early: a map that may change the outcome.
     pub(crate) async fn wake(&self, class: RetryClass, used: MapVersion) {
-        match class {
-            // The server only asks for time.
-            RetryClass::BackOff => std::future::pending().await,
-            _ => self.map.newer(used).await,
+        if plan::map_wakes(class) {
+            self.map.newer(used).await;
+        } else {
+            std::future::pending::<()>().await;
         }
     }
 

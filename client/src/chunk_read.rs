@@ -1,19 +1,14 @@
 //! Reading ranges of chunks: any SERVING replica will do, and another one when the first will not.
 
-use std::time::Duration;
-
 use bytes::{Bytes, BytesMut};
 use emberfs_proto::checksum::verify_fragments;
 use emberfs_proto::ids::{ChainId, ChunkKey, TargetId};
 use emberfs_proto::wire::{Call, Landed, Landing, Opcode};
-use emberfs_proto::{Error, ErrorCode, Result, RetryClass, pb};
+use emberfs_proto::{Error, ErrorCode, Result, pb};
 
 use crate::chunk_io::{ChunkIo, Replica};
-use crate::map_watch::Role;
+use crate::plan::{READ_ATTEMPT, Role, elsewhere};
 use crate::stats::add;
-
-/// Longest wait for one replica's answer before another is asked.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A range of one chunk.
 #[derive(Clone, Copy, Debug)]
@@ -95,7 +90,7 @@ impl ChunkIo {
                     // A failed attempt keeps the buffer it was given; the next needs another.
                     let room = || BytesMut::with_capacity(want.len as usize);
                     let buf = first.take().unwrap_or_else(room);
-                    let deadline = patience.attempt(ATTEMPT_TIMEOUT);
+                    let deadline = patience.attempt(READ_ATTEMPT);
                     match self.read_from(&replica, &want, buf, deadline).await {
                         Ok(data) => {
                             add(&self.counters.chunk_reads, 1);
@@ -109,13 +104,11 @@ impl ChunkIo {
                 Err(error) => error,
             };
             add(&self.counters.read_retries, 1);
-            let elsewhere =
-                error.retry() == RetryClass::Reconnect || error.code == ErrorCode::DeadlineExceeded;
             tracing::debug!(chunk = %want.key, %error, "chunk read failed");
             if error.code == ErrorCode::ChecksumMismatch {
                 tracing::warn!(%error, "damaged replica");
             }
-            if elsewhere && matches!(self.reader(&map, want.chain, &tried), Ok(Some(_))) {
+            if elsewhere(&error) && matches!(self.reader(&map, want.chain, &tried), Ok(Some(_))) {
                 continue;
             }
             tried.clear();
@@ -181,7 +174,7 @@ impl ChunkIo {
             .iter()
             .map(|(want, replica)| want.item(replica))
             .collect();
-        let deadline = self.patience().attempt(ATTEMPT_TIMEOUT);
+        let deadline = self.patience().attempt(READ_ATTEMPT);
         let mut call = Call::new(Opcode::Read, &pb::ReadRequest { items }, deadline);
         call.landing = Landing::Aligned;
         let reply = self.call(to, Role::Reader, call).await?;

@@ -1,7 +1,5 @@
 //! Writing ranges of chunks: to the head, under one tag until it is acknowledged.
 
-use std::time::Duration;
-
 use bytes::{Buf, Bytes};
 use emberfs_proto::checksum::fragments;
 use emberfs_proto::ids::{ChainId, ChunkKey};
@@ -10,11 +8,8 @@ use emberfs_proto::wire::{Call, Opcode};
 use emberfs_proto::{Error, Result, pb};
 
 use crate::chunk_io::ChunkIo;
-use crate::map_watch::Role;
+use crate::plan::{Role, WRITE_ATTEMPT};
 use crate::stats::add;
-
-/// Longest wait for one acknowledgement before the write is sent again, under the same tag.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A write to one chunk.
 #[derive(Clone, Debug)]
@@ -54,7 +49,7 @@ impl ChunkIo {
             let attempt = async {
                 let head = Self::head(&map, write.chain)?;
                 request.chain = Some(pb::ChainRef::of(write.chain, head.version));
-                let deadline = patience.attempt(ATTEMPT_TIMEOUT);
+                let deadline = patience.attempt(WRITE_ATTEMPT);
                 let mut call = Call::new(Opcode::Write, &request, deadline);
                 call.payload.clone_from(&write.pieces);
                 self.call(&head, Role::Head, call)

@@ -50,6 +50,8 @@ mod meta_rpc;
 mod namespace;
 mod open_file;
 mod ops;
+#[doc(hidden)]
+pub mod plan;
 mod read;
 mod read_ahead;
 mod read_many;

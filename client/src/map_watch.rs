@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use emberfs_proto::cluster::ClusterMap;
-use emberfs_proto::ids::{ChainId, ClusterId, MapVersion};
+use emberfs_proto::ids::{ClusterId, MapVersion};
 use emberfs_proto::pb::{self, cluster_client::ClusterClient};
 use emberfs_proto::{Error, ErrorCode, Result};
 use tokio::sync::watch;
@@ -63,31 +63,6 @@ impl MapWatch {
     /// A receiver that sees every later change.
     pub(crate) fn receiver(&self) -> watch::Receiver<Arc<ClusterMap>> {
         self.current.clone()
-    }
-}
-
-/// Where a read or a write may go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// Any SERVING target.
-    Reader,
-    /// The head.
-    Head,
-}
-
-/// May `target` still play `role` on `chain`?
-pub(crate) fn holds(
-    map: &ClusterMap,
-    chain: ChainId,
-    target: emberfs_proto::ids::TargetId,
-    role: Role,
-) -> bool {
-    let Some(chain) = map.chains.get(&chain) else {
-        return false;
-    };
-    match role {
-        Role::Reader => map.serving(chain).any(|t| t.id == target),
-        Role::Head => map.head(chain).is_some_and(|t| t.id == target),
     }
 }
 

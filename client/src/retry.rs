@@ -3,34 +3,20 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use emberfs_proto::{Error, ErrorCode, Result, RetryClass};
+use emberfs_proto::{Error, ErrorCode, Result};
 use tokio_util::sync::CancellationToken;
 
-/// First pause after a failure.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-/// Longest pause, unless the server asks for more.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// Longest pause when a newer cluster map is all that is missing: it may be here already, and only the
-/// server not know it yet.
-const LONGEST_MAP_PAUSE: Duration = Duration::from_millis(100);
-/// Longest pause that a server may ask for.
-const LONGEST_HINT: Duration = Duration::from_secs(10);
+use crate::plan::{Pace, transient};
+
 /// How often a call that is still waiting says so in the log.
 const WARN_EVERY: Duration = Duration::from_secs(10);
-
-/// Is it worth asking again?
-///
-/// A deadline that passed is that of one attempt: the call as a whole has its own limit.
-pub(crate) fn transient(error: &Error) -> bool {
-    error.retry() != RetryClass::Never || error.code == ErrorCode::DeadlineExceeded
-}
 
 /// The patience of one call: all its attempts share one limit, or none.
 pub(crate) struct Patience {
     limit: Option<Duration>,
     started: Instant,
     warned: Instant,
-    pause: Duration,
+    pace: Pace,
     stop: CancellationToken,
 }
 
@@ -42,7 +28,7 @@ impl Patience {
             limit,
             started: now,
             warned: now,
-            pause: FIRST_PAUSE,
+            pace: Pace::default(),
             stop: stop.clone(),
         }
     }
@@ -70,7 +56,7 @@ impl Patience {
             return Err(Error::new(ErrorCode::Unavailable, why));
         }
         let waited = self.started.elapsed();
-        let pause = self.next_pause(&error);
+        let pause = self.pace.next(&error, rand::random_range(0.5..1.0));
         if let Some(limit) = self.limit
             && waited + pause >= limit
         {
@@ -91,21 +77,6 @@ impl Patience {
             () = self.stop.cancelled() => {}
         }
         Ok(())
-    }
-
-    /// Exponential with jitter: between half of the pause and all of it.
-    fn next_pause(&mut self, error: &Error) -> Duration {
-        let hint = Duration::from_millis(u64::from(error.retry_after_ms)).min(LONGEST_HINT);
-        let longest = match error.retry() {
-            RetryClass::RefreshMap => LONGEST_MAP_PAUSE,
-            _ => LONGEST_PAUSE,
-        };
-        let pause = self
-            .pause
-            .min(longest)
-            .mul_f64(rand::random_range(0.5..1.0));
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        pause.max(hint)
     }
 }
 

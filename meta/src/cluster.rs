@@ -25,6 +25,8 @@
 mod evaluate;
 mod manager;
 mod members;
+#[doc(hidden)]
+pub mod model;
 pub mod placement;
 mod probe;
 mod service;

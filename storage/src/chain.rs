@@ -16,12 +16,28 @@
 //!    refused for certain without storing it (its disk is full): it is undone where it is pending
 //!    before its client hears of it.
 //! 4. A retried write (same [`WriteTag`](emberfs_proto::ids::WriteTag)) is answered, not applied again: by the table of
-//!    finished writes that every target of the chain keeps, and by the tag in the chunk's record.
+//!    finished writes that every target of the chain keeps, and by the tags in the chunk's record: those
+//!    of the last write and of the last of each of the
+//!    [`REMEMBERED_WRITES`](crate::engine::REMEMBERED_WRITES) channels before.
 //! 5. A reader sees a version only when the tail has committed it: while a write is in progress
 //!    a replica asks the tail which version that is.
 //!
 //! One write holds its chunk from the first check to the commit; writes of other chunks
 //! run beside it.
+
+/// Whether the simulator wants this rule broken; never in production.
+#[cfg(test)]
+macro_rules! mutated {
+    ($replica:expr, $mutant:ident) => {
+        $replica.mutant == Some(crate::sim::mutant::Mutant::$mutant)
+    };
+}
+#[cfg(not(test))]
+macro_rules! mutated {
+    ($replica:expr, $mutant:ident) => {
+        false
+    };
+}
 
 mod dedup;
 mod replica;

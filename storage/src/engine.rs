@@ -56,10 +56,12 @@ use emberfs_proto::Result;
 use emberfs_proto::ids::{ChainVersion, ChunkIndex, ChunkKey, ChunkVersion, InodeId, TargetId};
 
 pub use check::{InvariantReport, MAX_VIOLATIONS};
+#[cfg(test)]
+pub(crate) use types::remember;
 pub use types::{
     ChunkMeta, DEFAULT_CACHE_ENTRIES, DEFAULT_INDEX_CACHE_BYTES, DEFAULT_QUEUE_DEPTH,
-    DEFAULT_RESERVE_BYTES, DiskHealth, DiskState, Durability, EngineConfig, PendingKind,
-    PendingMeta, Prepare, PrepareKind, ReadData, ReadVersion, Space,
+    DEFAULT_RESERVE_BYTES, DiskHealth, DiskState, Durability, EngineConfig, Mark, PendingKind,
+    PendingMeta, Prepare, PrepareKind, REMEMBERED_WRITES, ReadData, ReadVersion, Space,
 };
 
 /// The engine of one disk; clones are handles to the same. Dropping the last one ends its threads

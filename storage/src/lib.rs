@@ -10,3 +10,6 @@ pub mod config;
 pub mod engine;
 pub mod node;
 pub mod server;
+
+#[cfg(test)]
+mod sim;

@@ -3,15 +3,15 @@
 mod admin;
 mod data;
 mod host;
-mod lease;
+pub(crate) mod lease;
 mod manager;
-mod resync;
+pub(crate) mod resync;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use emberfs_proto::cluster::{ClusterMap, LocalState};
+use emberfs_proto::cluster::ClusterMap;
 use emberfs_proto::ids::{ChainId, ClientId, ClusterId, DiskId, IncarnationId, NodeId, TargetId};
 use emberfs_proto::wire::client::{Identity, PeerPool};
 use emberfs_proto::{Error, ErrorCode, Result, pb};
@@ -52,6 +52,14 @@ pub struct Counters {
     pub read_bytes: AtomicU64,
     /// Bytes written by clients.
     pub written_bytes: AtomicU64,
+}
+
+/// Whether a map knows this run of the node. Until it does, it speaks of the run before, which may have
+/// held leases and data that this one must not rely on.
+pub(crate) fn names(map: &ClusterMap, node: NodeId, incarnation: IncarnationId) -> bool {
+    map.nodes
+        .get(&node)
+        .is_some_and(|me| me.incarnation == incarnation)
 }
 
 /// The state that all parts of a storage server share.
@@ -115,13 +123,7 @@ impl Node {
         if map.version <= self.map().version {
             return;
         }
-        // Until the manager has taken note of this incarnation, the map speaks of the one before,
-        // which may have held leases and data that this one must not rely on.
-        let known = map
-            .nodes
-            .get(&self.id)
-            .is_some_and(|me| me.incarnation == self.incarnation);
-        if !known {
+        if !names(&map, self.id, self.incarnation) {
             tracing::debug!(version = %map.version, "map does not know this incarnation yet");
             return;
         }
@@ -196,15 +198,13 @@ impl Node {
 
     /// What the next heartbeat says.
     fn heartbeat(&self, sequence: u64) -> pb::HeartbeatRequest {
-        let failed = |target: &TargetHost| target.engine().health().state != DiskState::Healthy;
         let hosts = self.hosts();
         let targets = hosts.iter().map(|host| {
+            if host.engine().health().state != DiskState::Healthy {
+                // Before the manager hears of it.
+                host.drive(Event::Failed);
+            }
             let (state, version) = host.local();
-            let state = if failed(host) {
-                LocalState::Offline
-            } else {
-                state
-            };
             let (sync_done, sync_total) = host.resync_progress();
             pb::TargetReport {
                 target: host.id().0,

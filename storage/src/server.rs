@@ -128,6 +128,8 @@ pub async fn run(
 
     stop.cancelled().await;
     tracing::info!(%node, "stopping: leaving the chains");
+    // Once the manager knows, the chains go on without this node, whose map may be older still.
+    shared.lease.resign();
     if let Err(error) = registration.leave().await {
         tracing::warn!(%error, "left without the cluster manager's consent; fail-over waits for the closed port");
     }

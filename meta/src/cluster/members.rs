@@ -18,13 +18,21 @@ use emberfs_proto::ids::{ChainVersion, DiskId, IncarnationId, NodeId, TargetId};
 use emberfs_proto::{Error, ErrorCode, Result, pb};
 use tokio::time::Instant;
 
-/// Added to every lease before the manager relies on its end: the two clocks may run at slightly
-/// different speeds. The node counts from when it *sent* its heartbeat, which is earlier anyway.
+/// Least time added to a lease before the manager relies on its end; see [`margin`].
 pub(super) const LEASE_MARGIN: Duration = Duration::from_millis(100);
+/// The share of a lease that is added: each of the two clocks may run 1 % too fast or too slow, so one may
+/// show 101 seconds while the other shows 99.
+const LEASE_MARGIN_SHARE: u32 = 40;
 /// How much longer than a lease the manager waits for the nodes of the stored map after its start.
 pub(super) const SETTLE_MARGIN: Duration = Duration::from_secs(1);
 /// How often a node whose stream broke is probed while its lease lasts.
 pub(super) const PROBE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Added to every lease before the manager relies on its end: the two clocks may run at different
+/// speeds, up to 1 % wrong each. The node counts from when it *sent* its heartbeat, which is earlier anyway.
+pub(super) fn margin(lease: Duration) -> Duration {
+    LEASE_MARGIN.max(lease / LEASE_MARGIN_SHARE)
+}
 
 /// One heartbeat stream; a later stream of the same node replaces it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +130,7 @@ pub(super) struct Members {
 impl Members {
     /// The state right after a start: what the stored map says is assumed until nodes are heard.
     pub(super) fn from_map(map: &ClusterMap, lease: Duration, now: Instant) -> Self {
-        let deadline = now + lease + SETTLE_MARGIN;
+        let deadline = now + lease + margin(lease) + SETTLE_MARGIN;
         let session = |node: &Node| Session {
             node: node.clone(),
             returned: false,
@@ -227,7 +235,8 @@ impl Members {
             _ => false,
         };
         // The first heartbeat comes after the answer, which waits for the end of settling.
-        let lease_until = self.settle_until.unwrap_or(now).max(now) + self.lease + LEASE_MARGIN;
+        let lease_until =
+            self.settle_until.unwrap_or(now).max(now) + self.lease + margin(self.lease);
         if let Some(old) = self.sessions.get_mut(&node.id).filter(|_| same) {
             let lease_until = lease_until.max(old.lease_until);
             old.node = node;
@@ -329,7 +338,7 @@ impl Members {
             return Err(Error::new(ErrorCode::UnknownNode, what));
         }
         let mut news = !std::mem::replace(&mut session.returned, true) || settling;
-        session.lease_until = now + lease + LEASE_MARGIN;
+        session.lease_until = now + lease + margin(lease);
         session.heard = Some(now);
         session.heartbeats += 1;
         let failed = |d: &&pb::DiskReport| !d.error.is_empty();

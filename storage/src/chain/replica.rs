@@ -6,6 +6,7 @@ mod membership;
 mod steps;
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use emberfs_proto::cluster::{LocalState, PublicState};
 use emberfs_proto::ids::{ChainVersion, ChunkKey, ChunkVersion, TargetId, WriteTag};
@@ -13,6 +14,7 @@ use emberfs_proto::{Error, ErrorCode, Result};
 
 use super::dedup::{Dedup, Seen};
 use super::types::{Action, Event, Forward, OpId, Outcome, RequestId, Update, View};
+use crate::engine::{ChunkMeta, Mark};
 
 /// Work that may wait for one chunk; more is answered [`ErrorCode::Busy`].
 const MAX_QUEUE_PER_CHUNK: usize = 1024;
@@ -27,6 +29,19 @@ pub enum ReadPlan {
     Newest,
     /// With the version that this target, the tail, says is committed.
     AskTail(TargetId),
+}
+
+impl ReadPlan {
+    /// What a tail that answers with this plan says is committed; 0: nothing.
+    pub fn committed(self, meta: Option<&ChunkMeta>) -> ChunkVersion {
+        let Some(meta) = meta else {
+            return ChunkVersion(0);
+        };
+        match (&meta.pending, self) {
+            (Some(pending), Self::Newest) => pending.version,
+            _ => meta.committed,
+        }
+    }
 }
 
 /// Who started a piece of work and waits for its answer.
@@ -86,24 +101,29 @@ struct Op {
     /// What the chunk will be once committed.
     len: u32,
     checksum: u32,
+    /// Writes before this one.
+    recent: Arc<[Mark]>,
     /// Sendings so far.
     attempt: u32,
     /// The successor does not hold what this builds on: send the whole content.
     send_whole: bool,
     /// The tail that died may have committed it: this target, the tail now, must show it.
     exposed: bool,
+    /// A sending under this chain version failed without a word on whether it arrived: it may still.
+    unsure: bool,
     /// Its requester has been answered already; it only waits for the engine.
     dead: bool,
     /// Why it is being undone.
     abort_reason: Option<Error>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Received {
     version: ChunkVersion,
     replace: bool,
     resync: bool,
     committed_chain: ChainVersion,
+    recent: Arc<[Mark]>,
 }
 
 /// The protocol state of one target. See the [module page](super).
@@ -117,11 +137,24 @@ pub struct Replica {
     next_op: u64,
     /// [`Action::Recover`] is being carried out.
     recovering: bool,
+    /// Under this chain version the SYNCING successor may have become SERVING already.
+    handed_over: Option<ChainVersion>,
     /// Refused by chain version, role, state or lease, since the start.
     refused: u64,
+    #[cfg(test)]
+    mutant: Option<crate::sim::mutant::Mutant>,
 }
 
 impl Replica {
+    /// With one rule broken.
+    #[cfg(test)]
+    pub(crate) fn mutant(id: TargetId, mutant: Option<crate::sim::mutant::Mutant>) -> Self {
+        Self {
+            mutant,
+            ..Self::new(id)
+        }
+    }
+
     /// A target that was just opened: its data is there but may be old.
     pub fn new(id: TargetId) -> Self {
         Self {
@@ -133,8 +166,17 @@ impl Replica {
             dedup: Dedup::new(),
             next_op: 0,
             recovering: false,
+            handed_over: None,
             refused: 0,
+            #[cfg(test)]
+            mutant: None,
         }
+    }
+
+    /// Chain version under which a piece of work was asked for.
+    #[cfg(test)]
+    pub(crate) fn asked_under(&self, op: OpId) -> Option<ChainVersion> {
+        self.ops.get(&op).map(|op| op.chain_version)
     }
 
     /// The local state, for heartbeats.
@@ -181,12 +223,14 @@ impl Replica {
                     replace,
                     resync,
                     committed_chain,
+                    recent,
                 } = forward;
                 let received = Some(Received {
                     version,
                     replace,
                     resync,
                     committed_chain,
+                    recent,
                 });
                 let op = Op::new(Source::Predecessor, request, chain_version, update);
                 self.admit(Op { received, ..op }, lease, &mut out);
@@ -211,6 +255,8 @@ impl Replica {
             } => {
                 self.recovered(chain_version, result, &mut out);
             }
+            Event::HandOver { chain_version } => self.handed_over = Some(chain_version),
+            Event::Failed => self.fail(&mut out),
             Event::SyncDone {
                 request,
                 chain_version,
@@ -231,13 +277,23 @@ impl Replica {
         lease: bool,
     ) -> Result<ReadPlan> {
         let view = self.check_serving(chain_version, lease)?;
+        if mutated!(self, DirtyRead) {
+            return Ok(ReadPlan::Newest);
+        }
         let front = self.chunks.get(&key).and_then(VecDeque::front);
         let Some(op) = front.and_then(|op| self.ops.get(op)) else {
             return Ok(ReadPlan::Committed);
         };
+        if view.tail == Some(self.id)
+            && self.handed_over == Some(view.version)
+            && op.may_be_pending()
+        {
+            let what = format!("chunk {key}: the successor is about to decide what is committed");
+            return Err(Error::new(ErrorCode::Busy, what).retry_after_ms(2));
+        }
         match view.tail {
             Some(tail) if tail != self.id && op.may_be_pending() => Ok(ReadPlan::AskTail(tail)),
-            _ if op.exposed => Ok(ReadPlan::Newest),
+            _ if op.exposed && !mutated!(self, HideExposed) => Ok(ReadPlan::Newest),
             _ => Ok(ReadPlan::Committed),
         }
     }
@@ -281,7 +337,7 @@ impl Replica {
             let what = format!("target {} has not seen its chain yet", self.id);
             return Err(Error::new(ErrorCode::NotServing, what));
         };
-        if view.version != chain_version {
+        if view.version != chain_version && !mutated!(self, IgnoreChainVersion) {
             let what = format!(
                 "chain {} is at {} here, not {chain_version}",
                 view.chain, view.version
@@ -365,7 +421,9 @@ impl Replica {
     /// `id` holds its chunk: checks again, and begins.
     fn start(&mut self, id: OpId, lease: bool, out: &mut Vec<Action>) {
         let Some(op) = self.ops.get(&id) else { return };
-        if let Err(error) = self.check(op, lease) {
+        if let Err(error) = self.check(op, lease)
+            && !mutated!(self, SkipSecondCheck)
+        {
             self.refused += 1;
             return self.finish(id, Err(error), lease, out);
         }
@@ -388,14 +446,15 @@ impl Replica {
         if op.source != Source::Client {
             return None;
         }
-        let tag = op.update.tag?;
+        // A trim has one tag for many chunks: each chunk's record tells whether it was there.
+        let tag = op.update.tag.filter(|_| op.trim.is_none())?;
+        if mutated!(self, ForgetDedupAtHeadChange) {
+            return None;
+        }
         match self.dedup.check(tag) {
             Seen::New => None,
             Seen::Done(outcome) => Some(Ok(outcome)),
-            Seen::Passed => {
-                let what = format!("write {tag}: a later write of this channel was seen");
-                Some(Err(Error::new(ErrorCode::StaleSequence, what)))
-            }
+            Seen::Passed => Some(Err(decide::passed(tag))),
         }
     }
 
@@ -412,6 +471,7 @@ impl Replica {
         };
         if let (Ok(outcome), Some(tag), false) =
             (&result, op.update.tag, op.source == Source::Resync)
+            && op.trim.is_none()
         {
             self.dedup.record(tag, *outcome);
         }
@@ -469,9 +529,11 @@ impl Op {
             version: ChunkVersion(0),
             len: 0,
             checksum: 0,
+            recent: Arc::default(),
             attempt: 0,
             send_whole: false,
             exposed: false,
+            unsure: false,
             dead: false,
             abort_reason: None,
         }

@@ -1,14 +1,43 @@
-//! The protocol under a seeded scheduler: every action of every replica is an item in one bag, and
-//! the seed picks which happens next, which message or answer is lost, and who crashes.
+//! Single rules of the protocol, each by hand. The whole under faults: `crate::sim`.
 
-mod world;
+use std::sync::Arc;
 
+use bytes::Bytes;
 use emberfs_proto::ErrorCode;
 use emberfs_proto::cluster::{LocalState, PublicState};
-use emberfs_proto::ids::{ChainId, ChainVersion, ChunkKey, TargetId};
+use emberfs_proto::ids::{
+    ChainId, ChainVersion, ChunkKey, ChunkVersion, ClientId, TargetId, WriteTag,
+};
 
 use super::*;
-use world::World;
+use crate::engine::{ChunkMeta, Mark, PendingKind, PendingMeta};
+
+const PAGE: u32 = 4096;
+
+fn tag(channel: u32, sequence: u64) -> WriteTag {
+    WriteTag {
+        client: ClientId(9),
+        channel,
+        sequence,
+    }
+}
+
+/// A write at the start of the chunk.
+fn update(key: ChunkKey, tag: WriteTag) -> Update {
+    let kind = UpdateKind::Write {
+        offset: 0,
+        data: Bytes::from_static(b"x"),
+        checksums: vec![0],
+        size_hint: 0,
+    };
+    Update {
+        key,
+        tag: Some(tag),
+        kind,
+        chunk_size: 65536,
+        page_size: PAGE,
+    }
+}
 
 fn view(
     version: u64,
@@ -51,7 +80,7 @@ fn write(request: u64, version: u64) -> Event {
     Event::Write {
         request: RequestId(request),
         chain_version: ChainVersion(version),
-        update: world::update(ChunkKey::new(1u64, 0u32), request, b"x"),
+        update: update(ChunkKey::new(1u64, 0u32), tag(0, request)),
         trim: None,
     }
 }
@@ -159,33 +188,279 @@ fn a_replica_asks_the_tail_while_a_write_is_in_progress() {
     );
 }
 
-#[test]
-fn quiet_chains_replicate_everything() {
-    for seed in 0..20 {
-        let mut world = World::new(seed, 3);
-        world.faults = false;
-        world.run(2_000);
-        world.settle();
-        assert!(
-            world.acknowledged() > 60,
-            "seed {seed}: only {} writes",
-            world.acknowledged()
-        );
+fn meta(version: u64, chain: u64, last: WriteTag, recent: &[Mark]) -> ChunkMeta {
+    ChunkMeta {
+        committed: ChunkVersion(version),
+        committed_len: 1,
+        committed_chain: ChainVersion(chain),
+        tag: last,
+        checksum: 5,
+        recent: recent.into(),
+        pending: None,
+        page_size: PAGE,
+        chunk_size: 65536,
     }
 }
 
-/// `EMBERFS_SIM_SEEDS=N` runs seeds 0 to N - 1, `EMBERFS_SIM_SEED=N` replays one.
-#[test]
-fn lost_messages_and_crashes_lose_nothing_that_was_acknowledged() {
-    let mut acknowledged = 0;
-    for seed in 0..600 {
-        let mut world = World::new(seed, 3);
-        world.run(600);
-        world.settle();
-        acknowledged += world.acknowledged();
+fn loaded(op: u64, meta: ChunkMeta) -> Event {
+    Event::Loaded {
+        op: OpId(op),
+        result: Ok(Some(meta)),
     }
-    assert!(
-        acknowledged > 6_000,
-        "only {acknowledged} writes were acknowledged in all"
+}
+
+/// A write that is durable here.
+fn prepared(replica: &mut Replica) -> Vec<Action> {
+    replica.handle(write(1, 1), true);
+    replica.handle(
+        Event::Loaded {
+            op: OpId(1),
+            result: Ok(None),
+        },
+        true,
     );
+    let pending = PendingMeta {
+        version: ChunkVersion(1),
+        len: 1,
+        chain: ChainVersion(1),
+        tag: tag(0, 1),
+        checksum: 5,
+        recent: Arc::default(),
+        kind: PendingKind::Write,
+    };
+    let meta = ChunkMeta {
+        pending: Some(pending),
+        ..meta(0, 0, WriteTag::default(), &[])
+    };
+    let prepared = Event::Prepared {
+        op: OpId(1),
+        result: Ok(meta),
+    };
+    replica.handle(prepared, true)
+}
+
+/// A write that is durable on a head of two and on its way to the successor.
+fn forwarding(replica: &mut Replica) {
+    let actions = prepared(replica);
+    assert!(matches!(actions[..], [Action::Send { .. }]));
+}
+
+#[test]
+fn a_retry_is_known_by_the_record_after_others_wrote_and_every_process_restarted() {
+    let mark = Mark {
+        tag: tag(0, 7),
+        version: ChunkVersion(3),
+        len: 9,
+    };
+    let retried = |request, sequence| {
+        let mut replica = head();
+        let key = ChunkKey::new(1u64, 0u32);
+        let event = Event::Write {
+            request: RequestId(request),
+            chain_version: ChainVersion(1),
+            update: update(key, tag(0, sequence)),
+            trim: None,
+        };
+        replica.handle(event, true);
+        replica.handle(loaded(1, meta(4, 1, tag(1, 2), &[mark])), true)
+    };
+    match &retried(1, 7)[..] {
+        [Action::Reply { result, .. }] => {
+            assert_eq!(result.as_ref().unwrap().version, ChunkVersion(3));
+        }
+        other => panic!("applied again: {other:?}"),
+    }
+    assert_eq!(refusal(&retried(2, 6)), ErrorCode::StaleSequence);
+    assert!(matches!(retried(3, 8)[..], [Action::Prepare { .. }]));
+}
+
+#[test]
+fn a_truncate_that_is_sent_again_after_a_fail_over_cuts_nothing_twice() {
+    let mut replica = head();
+    let key = ChunkKey::new(1u64, 0u32);
+    let event = Event::Write {
+        request: RequestId(1),
+        chain_version: ChainVersion(1),
+        update: Update {
+            kind: UpdateKind::Truncate { len: 0 },
+            ..update(key, tag(0, 7))
+        },
+        trim: Some(tag(0, 7)),
+    };
+    replica.handle(event, true);
+    let mark = Mark {
+        tag: tag(0, 7),
+        version: ChunkVersion(3),
+        len: 0,
+    };
+    let actions = replica.handle(loaded(1, meta(4, 1, tag(1, 2), &[mark])), true);
+    assert!(matches!(actions[..], [Action::Reply { result: Ok(_), .. }]));
+}
+
+/// A target that is being synced under version 4, and what it does with a whole chunk.
+fn synced(holds: ChunkMeta, version: u64) -> Vec<Action> {
+    let mut replica = Replica::new(TargetId(2));
+    let view = view(4, PublicState::Syncing, false, 1, None);
+    replica.handle(Event::Adopt { view }, true);
+    let event = Event::Forward {
+        request: RequestId(1),
+        chain_version: ChainVersion(4),
+        forward: Forward {
+            update: update(ChunkKey::new(1u64, 0u32), tag(0, 1)),
+            version: ChunkVersion(version),
+            replace: true,
+            resync: true,
+            committed_chain: ChainVersion(2),
+            recent: Arc::default(),
+        },
+    };
+    replica.handle(event, true);
+    replica.handle(loaded(1, holds), true)
+}
+
+#[test]
+fn a_late_copy_does_not_undo_a_write_of_the_same_membership() {
+    let live = meta(12, 4, tag(0, 2), &[]);
+    assert!(matches!(
+        synced(live, 11)[..],
+        [Action::Reply { result: Ok(_), .. }]
+    ));
+    // Of an older membership it may be anything, also ahead.
+    let stale = meta(12, 3, tag(0, 2), &[]);
+    assert!(matches!(synced(stale, 11)[..], [Action::Prepare { .. }]));
+}
+
+#[test]
+fn a_failed_commit_ends_the_target_s_service() {
+    let mut replica = head();
+    forwarding(&mut replica);
+    let outcome = Outcome {
+        version: ChunkVersion(1),
+        len: 1,
+        checksum: 5,
+        chain: ChainVersion(1),
+    };
+    let answer = Event::Forwarded {
+        op: OpId(1),
+        attempt: 1,
+        result: Ok(outcome),
+    };
+    replica.handle(answer, true);
+    let failed = Event::Committed {
+        op: OpId(1),
+        result: Err(emberfs_proto::Error::new(ErrorCode::DiskError, "gone")),
+    };
+    replica.handle(failed, true);
+    let key = ChunkKey::new(1u64, 0u32);
+    let plan = replica.read_plan(key, ChainVersion(1), true);
+    assert_eq!(plan.unwrap_err().code, ErrorCode::NotServing);
+    assert_eq!(replica.local(), LocalState::Offline);
+}
+
+#[test]
+fn a_target_that_reports_a_failed_disk_serves_nothing_more() {
+    let mut replica = head();
+    replica.handle(Event::Failed, true);
+    let key = ChunkKey::new(1u64, 0u32);
+    let plan = replica.read_plan(key, ChainVersion(1), true);
+    assert_eq!(plan.unwrap_err().code, ErrorCode::NotServing);
+    assert_eq!(
+        refusal(&replica.handle(write(1, 1), true)),
+        ErrorCode::NotServing
+    );
+}
+
+#[test]
+fn a_tail_that_handed_over_decides_nothing_about_a_write_on_its_way() {
+    let mut replica = Replica::new(TargetId(1));
+    let view = view(1, PublicState::Serving, true, 1, Some((2, true)));
+    replica.handle(Event::Adopt { view }, true);
+    let chain_version = ChainVersion(1);
+    replica.handle(
+        Event::Recovered {
+            chain_version,
+            result: Ok(()),
+        },
+        true,
+    );
+    replica.handle(write(1, 1), true);
+    let unknown = Event::Loaded {
+        op: OpId(1),
+        result: Ok(None),
+    };
+    replica.handle(unknown, true);
+    let key = ChunkKey::new(1u64, 0u32);
+    let plan = |replica: &Replica| replica.read_plan(key, chain_version, true);
+    assert_eq!(plan(&replica).unwrap(), ReadPlan::Committed);
+    replica.handle(Event::HandOver { chain_version }, true);
+    assert_eq!(plan(&replica).unwrap_err().code, ErrorCode::Busy);
+}
+
+#[test]
+fn a_tail_again_shows_what_the_one_it_handed_over_to_may_have_shown() {
+    let mut replica = Replica::new(TargetId(1));
+    let syncing = view(1, PublicState::Serving, true, 1, Some((2, true)));
+    replica.handle(Event::Adopt { view: syncing }, true);
+    let chain_version = ChainVersion(1);
+    let recovered = Event::Recovered {
+        chain_version,
+        result: Ok(()),
+    };
+    replica.handle(recovered, true);
+    let actions = prepared(&mut replica);
+    assert!(matches!(actions[..], [Action::ReadContent { .. }]));
+    replica.handle(Event::HandOver { chain_version }, true);
+    // Version 2, in which the successor was the tail, never came; now it is dead.
+    let alone = view(3, PublicState::Serving, true, 1, Some((2, true)));
+    replica.handle(Event::Adopt { view: alone }, true);
+    let key = ChunkKey::new(1u64, 0u32);
+    let plan = replica.read_plan(key, ChainVersion(3), true);
+    assert_eq!(plan.unwrap(), ReadPlan::Newest);
+}
+
+#[test]
+fn a_version_is_given_up_only_if_no_sending_of_it_can_arrive_later() {
+    let full = || Err(emberfs_proto::Error::new(ErrorCode::NoSpace, "full"));
+    let answered = |attempt, result| Event::Forwarded {
+        op: OpId(1),
+        attempt,
+        result,
+    };
+    let mut replica = head();
+    forwarding(&mut replica);
+    let actions = replica.handle(answered(1, full()), true);
+    assert!(matches!(actions[..], [Action::Abort { .. }]));
+
+    let mut replica = head();
+    forwarding(&mut replica);
+    let broken = emberfs_proto::Error::new(ErrorCode::Unreachable, "reset");
+    replica.handle(answered(1, Err(broken)), true);
+    let again = Event::RetryDue {
+        op: OpId(1),
+        attempt: 1,
+    };
+    replica.handle(again, true);
+    let actions = replica.handle(answered(2, full()), true);
+    assert!(matches!(actions[..], [Action::RetryAfter { .. }]));
+}
+
+#[test]
+fn a_recovery_that_failed_is_tried_again() {
+    let mut replica = Replica::new(TargetId(1));
+    let view = view(1, PublicState::Serving, true, 1, None);
+    replica.handle(Event::Adopt { view }, true);
+    let failed = Event::Recovered {
+        chain_version: ChainVersion(1),
+        result: Err(emberfs_proto::Error::new(
+            ErrorCode::DiskError,
+            "a read failed",
+        )),
+    };
+    let actions = replica.handle(failed, true);
+    let timer = actions.iter().find_map(|action| match action {
+        &Action::RetryAfter { op, attempt, .. } => Some(Event::RetryDue { op, attempt }),
+        _ => None,
+    });
+    let actions = replica.handle(timer.expect("a timer"), true);
+    assert!(matches!(actions[..], [Action::Recover { .. }]));
 }

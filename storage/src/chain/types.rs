@@ -1,5 +1,6 @@
 //! What goes into a [`Replica`](super::Replica) and what comes out.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -7,7 +8,7 @@ use emberfs_proto::Result;
 use emberfs_proto::cluster::{ClusterMap, PublicState};
 use emberfs_proto::ids::{ChainId, ChainVersion, ChunkKey, ChunkVersion, TargetId, WriteTag};
 
-use crate::engine::{ChunkMeta, Prepare, ReadVersion};
+use crate::engine::{ChunkMeta, Mark, Prepare, ReadVersion};
 
 /// A chain as one of its targets sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +69,7 @@ pub struct OpId(pub u64);
 pub struct Update {
     /// Which chunk.
     pub key: ChunkKey,
-    /// Names the write for exactly-once; `None` for what the cluster does on its own behalf, which is idempotent.
+    /// Names the write for exactly-once; `None` only where nothing needs it. All chunks of a trim share one.
     pub tag: Option<WriteTag>,
     /// The change.
     pub kind: UpdateKind,
@@ -114,6 +115,8 @@ pub struct Forward {
     pub resync: bool,
     /// With `resync`: the chain version under which it was committed.
     pub committed_chain: ChainVersion,
+    /// With `replace`: the writes before this one that the content holds.
+    pub recent: Arc<[Mark]>,
 }
 
 /// A finished change.
@@ -238,6 +241,15 @@ pub enum Event {
         /// Whether it worked.
         result: Result<()>,
     },
+    /// The driver is about to tell the SYNCING successor that it holds everything: from now on it may
+    /// become SERVING, and decide what is committed, before this target hears of it.
+    HandOver {
+        /// The chain version of the resync pass.
+        chain_version: ChainVersion,
+    },
+    /// The engine's disk failed. The manager is told that this target is OFFLINE and may go on without
+    /// it at any moment, so it serves nothing more.
+    Failed,
     /// The predecessor says that this target now holds everything.
     SyncDone {
         /// Who waits.

@@ -27,7 +27,9 @@ fn validate(prepare: &Prepare) -> Result<()> {
             checksums,
             ..
         } => (*offset, data, checksums),
-        PrepareKind::Replace { data, checksums } => (0, data, checksums),
+        PrepareKind::Replace {
+            data, checksums, ..
+        } => (0, data, checksums),
         PrepareKind::Truncate { len } if *len > prepare.chunk_size => {
             return bad("length beyond the chunk size");
         }
@@ -116,6 +118,10 @@ impl Core {
             tag,
         };
         let base = old.as_deref().and_then(|r| r.committed.as_ref());
+        let recent = match &prepare.kind {
+            PrepareKind::Replace { recent, .. } => Arc::clone(recent),
+            _ => base.map_or_else(Arc::default, |base| base.remembered(tag)),
+        };
         let (pending, fresh) = match self.edit(base, prepare) {
             None => (Pending::Remove(stamp), None),
             Some((base, edit, data, sums)) => {
@@ -126,6 +132,7 @@ impl Core {
                     data,
                     sums: &sums,
                     stamp,
+                    recent,
                     page,
                     chunk,
                 };
@@ -167,7 +174,9 @@ impl Core {
             PrepareKind::Truncate { len } => {
                 (base, Edit::truncate(len), bytes::Bytes::new(), Vec::new())
             }
-            PrepareKind::Replace { data, checksums } => (
+            PrepareKind::Replace {
+                data, checksums, ..
+            } => (
                 None,
                 Edit::write(0, 0, data.len() as u32, 0),
                 data,

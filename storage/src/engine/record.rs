@@ -3,7 +3,7 @@
 //! Little-endian; `page_size` and `chunk_size` once, then the committed and the pending content:
 //!
 //! ```text
-//! 0   u8   format version (1)
+//! 0   u8   format version: 2, or 1 when no content has marks (which is all that 1 can say)
 //! 1   u8   checksum algorithm of pages and of this record (1: CRC-32)
 //! 2   u8   1: committed content follows, 2: then pending content, 4: then a pending removal
 //! 3   u8   0
@@ -12,6 +12,7 @@
 //!     u64 version  u64 chain version  u128 client  u32 channel  u64 sequence      (a removal ends here)
 //!     u32 length   u32 high water     u8 size class  u32 block number      (class 255: no block)
 //!     u32 checksum of each page: ceil(length / page size) of them
+//!     format 2: u8 number of marks, each: u128 client  u32 channel  u64 sequence  u64 version  u32 length
 //! end u32  CRC-32 of all bytes before
 //! ```
 
@@ -21,10 +22,12 @@ use emberfs_proto::checksum::{ALGORITHM_CRC32, crc32};
 use emberfs_proto::ids::{ChainVersion, ChunkVersion, ClientId, WriteTag};
 
 use super::classes::{Class, LARGEST, Loc};
-use super::types::{ChunkMeta, PendingKind, PendingMeta};
+use super::types::{ChunkMeta, Mark, PendingKind, PendingMeta, REMEMBERED_WRITES, remember};
 
-/// Format version that this code writes; the only one it reads.
-const FORMAT: u8 = 1;
+/// Without marks of earlier writes, as written until 0.1.
+const FORMAT_PLAIN: u8 = 1;
+/// With marks.
+const FORMAT_MARKS: u8 = 2;
 const HAS_COMMITTED: u8 = 1;
 const HAS_PENDING: u8 = 2;
 const HAS_REMOVAL: u8 = 4;
@@ -59,6 +62,8 @@ pub(super) struct Content {
     pub(super) block: Option<Loc>,
     /// One per page.
     pub(super) sums: Arc<[u32]>,
+    /// Writes before this one, newest first.
+    pub(super) recent: Arc<[Mark]>,
 }
 
 /// A durable version that waits for its commit.
@@ -69,6 +74,16 @@ pub(super) enum Pending {
 }
 
 impl Content {
+    /// The marks of a version that `next` makes on top of this one.
+    pub(super) fn remembered(&self, next: WriteTag) -> Arc<[Mark]> {
+        let last = Mark {
+            tag: self.stamp.tag,
+            version: self.stamp.version,
+            len: self.len,
+        };
+        remember(&self.recent, last, next)
+    }
+
     /// One number for all bytes: CRC-32 over the length and the page checksums.
     pub(super) fn checksum(&self) -> u32 {
         let mut bytes = Vec::with_capacity(4 + 4 * self.sums.len());
@@ -116,11 +131,15 @@ impl Record {
             committed_chain: committed.map_or(ChainVersion(0), |c| c.stamp.chain),
             tag: committed.map_or_else(WriteTag::default, |c| c.stamp.tag),
             checksum: committed.map_or(0, Content::checksum),
+            recent: committed.map_or_else(Arc::default, |c| Arc::clone(&c.recent)),
             pending: self.pending.as_ref().map(|pending| {
                 let stamp = *pending.stamp();
-                let (len, checksum, kind) = match pending {
-                    Pending::Write(c) => (c.len, c.checksum(), PendingKind::Write),
-                    Pending::Remove(_) => (0, 0, PendingKind::Remove),
+                let (len, checksum, kind, recent) = match pending {
+                    Pending::Write(c) => {
+                        let recent = Arc::clone(&c.recent);
+                        (c.len, c.checksum(), PendingKind::Write, recent)
+                    }
+                    Pending::Remove(_) => (0, 0, PendingKind::Remove, Arc::default()),
                 };
                 let Stamp {
                     version,
@@ -133,6 +152,7 @@ impl Record {
                     chain,
                     tag,
                     checksum,
+                    recent,
                     kind,
                 }
             }),
@@ -155,15 +175,22 @@ impl Record {
             Some(Pending::Write(_)) => HAS_PENDING,
             Some(Pending::Remove(_)) => HAS_REMOVAL,
         };
-        out.extend([FORMAT, ALGORITHM_CRC32, flags, 0]);
+        let pending = match &self.pending {
+            Some(Pending::Write(content)) => Some(content),
+            _ => None,
+        };
+        let mut contents = self.committed.iter().chain(pending);
+        let marks = contents.any(|content| !content.recent.is_empty());
+        let format = if marks { FORMAT_MARKS } else { FORMAT_PLAIN };
+        out.extend([format, ALGORITHM_CRC32, flags, 0]);
         out.extend(self.page_size.to_le_bytes());
         out.extend(self.chunk_size.to_le_bytes());
         if let Some(content) = &self.committed {
-            encode_content(&mut out, content);
+            encode_content(&mut out, content, marks);
         }
         match &self.pending {
             None => {}
-            Some(Pending::Write(content)) => encode_content(&mut out, content),
+            Some(Pending::Write(content)) => encode_content(&mut out, content, marks),
             Some(Pending::Remove(stamp)) => encode_stamp(&mut out, stamp),
         }
         let sum = crc32(&out);
@@ -179,7 +206,8 @@ impl Record {
         }
         let mut input = Input(body);
         let [format, algorithm, flags, zero] = input.take()?;
-        if format != FORMAT || algorithm != ALGORITHM_CRC32 {
+        let marks = format == FORMAT_MARKS;
+        if !(marks || format == FORMAT_PLAIN) || algorithm != ALGORITHM_CRC32 {
             return Err("unknown format: written by a newer version");
         }
         if zero != 0 || flags > (HAS_COMMITTED | HAS_REMOVAL) {
@@ -191,18 +219,25 @@ impl Record {
             page_size,
             chunk_size,
             committed: (flags & HAS_COMMITTED != 0)
-                .then(|| decode_content(&mut input, page_size, chunk_size))
+                .then(|| decode_content(&mut input, page_size, chunk_size, marks))
                 .transpose()?,
             pending: if flags & HAS_PENDING != 0 {
-                Some(Pending::Write(decode_content(
-                    &mut input, page_size, chunk_size,
-                )?))
+                let content = decode_content(&mut input, page_size, chunk_size, marks)?;
+                Some(Pending::Write(content))
             } else if flags & HAS_REMOVAL != 0 {
                 Some(Pending::Remove(decode_stamp(&mut input)?))
             } else {
                 None
             },
         };
+        let marked = |content: &Content| !content.recent.is_empty();
+        let pending = match &record.pending {
+            Some(Pending::Write(content)) => marked(content),
+            _ => false,
+        };
+        if marks && !pending && !record.committed.as_ref().is_some_and(marked) {
+            return Err("format 2 without marks");
+        }
         if input.0.is_empty() {
             Ok(record)
         } else {
@@ -225,12 +260,10 @@ pub(super) fn check_sizes(page_size: u32, chunk_size: u32) -> Result<(), &'stati
 fn encode_stamp(out: &mut Vec<u8>, stamp: &Stamp) {
     out.extend(stamp.version.0.to_le_bytes());
     out.extend(stamp.chain.0.to_le_bytes());
-    out.extend(stamp.tag.client.0.to_le_bytes());
-    out.extend(stamp.tag.channel.to_le_bytes());
-    out.extend(stamp.tag.sequence.to_le_bytes());
+    encode_tag(out, stamp.tag);
 }
 
-fn encode_content(out: &mut Vec<u8>, content: &Content) {
+fn encode_content(out: &mut Vec<u8>, content: &Content, marks: bool) {
     out.reserve(64 + 4 * content.sums.len());
     encode_stamp(out, &content.stamp);
     out.extend(content.len.to_le_bytes());
@@ -241,6 +274,21 @@ fn encode_content(out: &mut Vec<u8>, content: &Content) {
         .sums
         .iter()
         .for_each(|sum| out.extend(sum.to_le_bytes()));
+    if marks {
+        // `remember` keeps no more than fit.
+        out.push(content.recent.len() as u8);
+        for mark in &*content.recent {
+            encode_tag(out, mark.tag);
+            out.extend(mark.version.0.to_le_bytes());
+            out.extend(mark.len.to_le_bytes());
+        }
+    }
+}
+
+fn encode_tag(out: &mut Vec<u8>, tag: WriteTag) {
+    out.extend(tag.client.0.to_le_bytes());
+    out.extend(tag.channel.to_le_bytes());
+    out.extend(tag.sequence.to_le_bytes());
 }
 
 /// What is left to decode.
@@ -266,15 +314,39 @@ fn decode_stamp(input: &mut Input<'_>) -> Result<Stamp, &'static str> {
     Ok(Stamp {
         version: ChunkVersion(input.u64()?),
         chain: ChainVersion(input.u64()?),
-        tag: WriteTag {
-            client: ClientId(u128::from_le_bytes(input.take()?)),
-            channel: input.u32()?,
-            sequence: input.u64()?,
-        },
+        tag: decode_tag(input)?,
     })
 }
 
-fn decode_content(input: &mut Input<'_>, page: u32, chunk: u32) -> Result<Content, &'static str> {
+fn decode_tag(input: &mut Input<'_>) -> Result<WriteTag, &'static str> {
+    Ok(WriteTag {
+        client: ClientId(u128::from_le_bytes(input.take()?)),
+        channel: input.u32()?,
+        sequence: input.u64()?,
+    })
+}
+
+fn decode_marks(input: &mut Input<'_>) -> Result<Arc<[Mark]>, &'static str> {
+    let [count] = input.take()?;
+    if usize::from(count) > REMEMBERED_WRITES {
+        return Err("more marks than there may be");
+    }
+    let mark = |_| {
+        Ok(Mark {
+            tag: decode_tag(input)?,
+            version: ChunkVersion(input.u64()?),
+            len: input.u32()?,
+        })
+    };
+    (0..count).map(mark).collect()
+}
+
+fn decode_content(
+    input: &mut Input<'_>,
+    page: u32,
+    chunk: u32,
+    marks: bool,
+) -> Result<Content, &'static str> {
     let stamp = decode_stamp(input)?;
     let (len, high_water) = (input.u32()?, input.u32()?);
     let ([class], number) = (input.take()?, input.u32()?);
@@ -292,12 +364,18 @@ fn decode_content(input: &mut Input<'_>, page: u32, chunk: u32) -> Result<Conten
     let sums = (0..len.div_ceil(page))
         .map(|_| input.u32())
         .collect::<Result<_, _>>()?;
+    let recent = if marks {
+        decode_marks(input)?
+    } else {
+        Arc::default()
+    };
     Ok(Content {
         stamp,
         len,
         high_water,
         block,
         sums,
+        recent,
     })
 }
 

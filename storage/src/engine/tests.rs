@@ -9,6 +9,7 @@ mod model;
 mod races;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use emberfs_proto::buf::AlignedBuf;
@@ -111,6 +112,7 @@ pub(super) fn replace(version: u64, bytes: &[u8]) -> Prepare {
         PrepareKind::Replace {
             data: aligned(bytes),
             checksums,
+            recent: Arc::default(),
         },
     )
 }

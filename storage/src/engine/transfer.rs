@@ -14,7 +14,7 @@ use super::classes::Class;
 use super::core::{Core, Hold, Touch};
 use super::plan::{Edit, Placement, Plan, plan};
 use super::record::{Content, Stamp};
-use super::types::Durability;
+use super::types::{Durability, Mark};
 
 /// New bytes for a chunk.
 pub(super) struct Change<'a> {
@@ -24,6 +24,8 @@ pub(super) struct Change<'a> {
     /// One per fragment of the data.
     pub(super) sums: &'a [u32],
     pub(super) stamp: Stamp,
+    /// Writes before this one.
+    pub(super) recent: Arc<[Mark]>,
     pub(super) page: u32,
     pub(super) chunk: u32,
 }
@@ -43,6 +45,7 @@ impl Core {
             data,
             sums,
             stamp,
+            recent,
             page,
             chunk,
         } = change;
@@ -79,6 +82,7 @@ impl Core {
             high_water: plan.high_water,
             block: block.as_ref().map(|block| block.loc()),
             sums: sums.into(),
+            recent,
         };
         Ok((content, block))
     }

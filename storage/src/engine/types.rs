@@ -1,6 +1,7 @@
 //! What callers say to the engine and what it answers.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use emberfs_proto::ids::{ChainVersion, ChunkVersion, WriteTag};
@@ -46,7 +47,7 @@ pub struct EngineConfig {
     /// Memory of the index's block cache, bytes.
     pub index_cache_bytes: usize,
     #[cfg(test)]
-    pub(crate) faults: std::sync::Arc<super::faults::Faults>,
+    pub(crate) faults: Arc<super::faults::Faults>,
 }
 
 impl EngineConfig {
@@ -61,7 +62,7 @@ impl EngineConfig {
             capacity_bytes: None,
             index_cache_bytes: DEFAULT_INDEX_CACHE_BYTES,
             #[cfg(test)]
-            faults: std::sync::Arc::default(),
+            faults: Arc::default(),
         }
     }
 }
@@ -111,7 +112,46 @@ pub enum PrepareKind {
         data: Bytes,
         /// One per page.
         checksums: Vec<u32>,
+        /// The earlier writes that the content holds.
+        recent: Arc<[Mark]>,
     },
+}
+
+/// Earlier writes of a chunk that its record remembers, each of another (client, channel).
+///
+/// A retry of a write is answered from here when every process that carried it out has died since. Beyond
+/// it, that is when so many other channels have written the chunk between a write and its retry *and*
+/// every member of the chain has restarted or been replaced meanwhile, the write is applied again.
+pub const REMEMBERED_WRITES: usize = 8;
+
+/// A finished write of a chunk that others have followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The write.
+    pub tag: WriteTag,
+    /// The version it made.
+    pub version: ChunkVersion,
+    /// Length of the chunk with it, bytes.
+    pub len: u32,
+}
+
+/// The marks of a version that `next` makes on top of the write `last`, before which `recent` came. A channel
+/// retries only its last write, so one mark for each is enough. Newest first.
+pub(crate) fn remember(recent: &Arc<[Mark]>, last: Mark, next: WriteTag) -> Arc<[Mark]> {
+    let named = |tag: WriteTag| (tag.client, tag.channel);
+    if last.tag == WriteTag::default() || named(last.tag) == named(next) {
+        // One writer, the usual case: nothing to allocate.
+        if recent.iter().all(|mark| named(mark.tag) != named(next)) {
+            return Arc::clone(recent);
+        }
+    }
+    let with_last = std::iter::once(last).filter(|last| last.tag != WriteTag::default());
+    let earlier = recent.iter().copied();
+    let earlier = earlier.filter(|mark| named(mark.tag) != named(last.tag));
+    let all = with_last.chain(earlier);
+    all.filter(|mark| named(mark.tag) != named(next))
+        .take(REMEMBERED_WRITES)
+        .collect()
 }
 
 /// What the engine knows about a chunk.
@@ -128,6 +168,8 @@ pub struct ChunkMeta {
     /// Over the committed content: equal on two replicas exactly when their bytes are
     /// (up to a CRC collision). 0 when nothing is committed.
     pub checksum: u32,
+    /// Writes before the committed one.
+    pub recent: Arc<[Mark]>,
     /// The version that is durable but not committed.
     pub pending: Option<PendingMeta>,
     /// Bytes per checksum page.
@@ -157,6 +199,8 @@ pub struct PendingMeta {
     pub tag: WriteTag,
     /// As [`ChunkMeta::checksum`], over the pending content.
     pub checksum: u32,
+    /// Writes before this one.
+    pub recent: Arc<[Mark]>,
     /// Content or removal.
     pub kind: PendingKind,
 }

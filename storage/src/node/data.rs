@@ -19,7 +19,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Node, TargetHost, admin};
 use crate::chain::{Event, Forward, Outcome, ReadPlan, Update, UpdateKind};
-use crate::engine::{ChunkMeta, ReadData, ReadVersion};
+use crate::engine::{Mark, REMEMBERED_WRITES, ReadData, ReadVersion};
 
 /// Granularity of the read budget, bytes.
 pub(super) const BUDGET_UNIT: usize = 4096;
@@ -198,17 +198,7 @@ impl Data {
         let plan = host.tail_plan(key, version)?;
         let meta = host.engine().meta(host.id(), key).await?;
         host.check_serving(version)?;
-        let committed = match (meta, plan) {
-            (None, _) => 0,
-            (
-                Some(ChunkMeta {
-                    pending: Some(pending),
-                    ..
-                }),
-                ReadPlan::Newest,
-            ) => pending.version.0,
-            (Some(meta), _) => meta.committed.0,
-        };
+        let committed = plan.committed(meta.as_ref()).0;
         Ok(Outgoing::new(&pb::VersionReply { committed }))
     }
 
@@ -252,6 +242,7 @@ impl Data {
             replace: message.replace,
             resync: message.resync,
             committed_chain: ChainVersion(message.committed_chain),
+            recent: marks(&message.recent)?,
         };
         let event = |request| Event::Forward {
             request,
@@ -324,7 +315,7 @@ impl Data {
                 let (chunk_size, page_size) = (meta.chunk_size, meta.page_size);
                 Some(Update {
                     key,
-                    tag: None,
+                    tag: Some(tag),
                     kind,
                     chunk_size,
                     page_size,
@@ -468,6 +459,33 @@ pub(super) fn write_message(
         }
     };
     (message, payload)
+}
+
+/// A mark, for the next hop.
+pub(super) fn mark_message(mark: &Mark) -> pb::WriteMark {
+    pb::WriteMark {
+        tag: Some(mark.tag.into()),
+        version: mark.version.0,
+        len: mark.len,
+    }
+}
+
+fn marks(messages: &[pb::WriteMark]) -> Result<Arc<[Mark]>> {
+    if messages.len() > REMEMBERED_WRITES {
+        let what = format!(
+            "{} marks of earlier writes; at most {REMEMBERED_WRITES}",
+            messages.len()
+        );
+        return Err(Error::new(ErrorCode::InvalidArgument, what));
+    }
+    let mark = |message: &pb::WriteMark| {
+        Ok(Mark {
+            tag: WriteTag::try_from(required(message.tag.as_ref(), "tag of a mark")?)?,
+            version: ChunkVersion(message.version),
+            len: message.len,
+        })
+    };
+    messages.iter().map(mark).collect()
 }
 
 /// Decodes a change and verifies its payload: nothing unverified reaches a disk.

@@ -328,6 +328,7 @@ impl TargetHost {
             resync: forward.resync,
             from_target: self.id.0,
             committed_chain: forward.committed_chain.0,
+            recent: forward.recent.iter().map(data::mark_message).collect(),
         };
         let deadline = Instant::now() + FORWARD_TIMEOUT;
         let call = Call {

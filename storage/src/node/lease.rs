@@ -17,16 +17,18 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// The lease of this process. A new process has none.
 pub struct Lease {
-    state: Mutex<State>,
+    term: Mutex<Term>,
 }
 
-#[derive(Default)]
-struct State {
-    /// On the boot clock.
+/// What is known of the lease, on a clock that the caller reads. Pure.
+#[derive(Debug, Default)]
+pub(crate) struct Term {
     until: Duration,
     adopted: MapVersion,
     /// Granted, but under a map that has not arrived.
     held_back: Option<(Duration, MapVersion)>,
+    /// Given up for good: the node stops.
+    resigned: bool,
 }
 
 /// Time since boot, suspension included.
@@ -39,43 +41,69 @@ pub(super) fn now() -> Duration {
     )
 }
 
+impl Term {
+    pub(crate) fn granted(&mut self, sent: Duration, lease: Duration, map: MapVersion) {
+        if map <= self.adopted {
+            self.until = self.until.max(sent + lease);
+        } else {
+            self.held_back = Some((sent + lease, map));
+        }
+    }
+
+    pub(crate) fn adopted(&mut self, map: MapVersion) {
+        self.adopted = self.adopted.max(map);
+        if let Some((until, needed)) = self.held_back
+            && needed <= self.adopted
+        {
+            self.until = self.until.max(until);
+            self.held_back = None;
+        }
+    }
+
+    pub(crate) fn resign(&mut self) {
+        self.resigned = true;
+    }
+
+    pub(crate) fn left(&self, now: Duration) -> Duration {
+        if self.resigned {
+            Duration::ZERO
+        } else {
+            self.until.saturating_sub(now)
+        }
+    }
+}
+
 impl Lease {
     pub(super) fn new() -> Self {
         Self {
-            state: Mutex::default(),
+            term: Mutex::default(),
         }
     }
 
     /// The manager answered a heartbeat sent at `sent` (by [`now`]).
     pub fn granted(&self, sent: Duration, lease: Duration, map: MapVersion) {
-        let mut state = self.state.lock();
-        if map <= state.adopted {
-            state.until = state.until.max(sent + lease);
-        } else {
-            state.held_back = Some((sent + lease, map));
-        }
+        self.term.lock().granted(sent, lease, map);
     }
 
     /// The node has adopted this map.
     pub fn adopted(&self, map: MapVersion) {
-        let mut state = self.state.lock();
-        state.adopted = state.adopted.max(map);
-        if let Some((until, needed)) = state.held_back
-            && needed <= state.adopted
-        {
-            state.until = state.until.max(until);
-            state.held_back = None;
-        }
+        self.term.lock().adopted(map);
+    }
+
+    /// Gives the lease up for good, before the manager hears that this node leaves: from then on the
+    /// others may go on without it.
+    pub fn resign(&self) {
+        self.term.lock().resign();
     }
 
     /// Whether the node may serve now.
     pub fn is_valid(&self) -> bool {
-        now() < self.state.lock().until
+        !self.left().is_zero()
     }
 
     /// Time left, zero when it has run out.
     pub fn left(&self) -> Duration {
-        self.state.lock().until.saturating_sub(now())
+        self.term.lock().left(now())
     }
 }
 
@@ -113,5 +141,16 @@ mod tests {
         assert!(!lease.is_valid());
         lease.adopted(MapVersion(5));
         assert!(lease.is_valid());
+    }
+
+    #[test]
+    fn a_node_that_leaves_serves_nothing_from_before_the_manager_hears_of_it() {
+        let lease = Lease::new();
+        lease.adopted(MapVersion(3));
+        lease.granted(now(), LEASE, MapVersion(3));
+        lease.resign();
+        assert!(!lease.is_valid());
+        lease.granted(now(), LEASE, MapVersion(3));
+        assert!(!lease.is_valid(), "a late answer must not bring it back");
     }
 }

@@ -100,6 +100,8 @@ impl Pass<'_> {
                 break;
             }
         }
+        let chain_version = self.version;
+        self.host.drive(Event::HandOver { chain_version });
         let body = pb::SyncDoneRequest {
             chain: Some(self.chain()),
             target: self.to.0,
@@ -161,7 +163,7 @@ impl Pass<'_> {
 
 /// What a comparison looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Copy {
+pub(crate) struct Copy {
     committed: u64,
     len: u32,
     checksum: u32,
@@ -169,7 +171,7 @@ struct Copy {
 }
 
 impl Copy {
-    fn ours(meta: &ChunkMeta) -> Self {
+    pub(crate) fn ours(meta: &ChunkMeta) -> Self {
         // What is pending here is a live write, which travels by itself.
         Self {
             committed: meta.committed.0,
@@ -179,7 +181,7 @@ impl Copy {
         }
     }
 
-    fn theirs(info: &pb::ChunkInfo) -> Self {
+    pub(crate) fn theirs(info: &pb::ChunkInfo) -> Self {
         Self {
             committed: info.committed,
             len: info.len,
@@ -191,22 +193,22 @@ impl Copy {
 
 /// A sorted listing that is read page by page.
 #[derive(Default)]
-struct Listing {
+pub(crate) struct Listing {
     page: std::collections::VecDeque<(ChunkKey, Copy)>,
-    after: Option<ChunkKey>,
+    pub(crate) after: Option<ChunkKey>,
     end: bool,
 }
 
 impl Listing {
-    fn needs_page(&self) -> bool {
+    pub(crate) fn needs_page(&self) -> bool {
         self.page.is_empty() && !self.end
     }
 
-    fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         self.page.is_empty() && self.end
     }
 
-    fn extend(&mut self, page: impl Iterator<Item = (ChunkKey, Copy)>, end: bool) {
+    pub(crate) fn extend(&mut self, page: impl Iterator<Item = (ChunkKey, Copy)>, end: bool) {
         self.page.extend(page);
         self.after = self.page.back().map(|&(key, _)| key).or(self.after);
         self.end = end;
@@ -214,7 +216,7 @@ impl Listing {
 }
 
 /// Keys on which both sides differ, as far as the pages at hand tell, and how many were compared.
-fn differing(ours: &mut Listing, theirs: &mut Listing) -> (Vec<ChunkKey>, u64) {
+pub(crate) fn differing(ours: &mut Listing, theirs: &mut Listing) -> (Vec<ChunkKey>, u64) {
     let mut keys = Vec::new();
     let mut compared = 0;
     loop {

@@ -208,12 +208,12 @@ fn a_lease_lasts_from_the_grant_plus_a_margin_and_not_longer() {
         .unwrap();
     assert!(members.tick(&map, now + LEASE).expired.is_empty());
     assert_eq!(
-        members.tick(&map, now + LEASE + LEASE_MARGIN).expired,
+        members.tick(&map, now + LEASE + margin(LEASE)).expired,
         [NodeId(2)]
     );
     assert!(members.tick(&map, later + LEASE).expired.is_empty());
     assert_eq!(
-        members.tick(&map, later + LEASE + LEASE_MARGIN).expired,
+        members.tick(&map, later + LEASE + margin(LEASE)).expired,
         [NodeId(1)]
     );
     let error = members
@@ -299,7 +299,7 @@ fn settling_waits_for_each_live_node_or_for_the_longest_lease() {
     members
         .heartbeat(stream, beat(1, 1, &[]), &map, now)
         .unwrap();
-    let end = now + LEASE + SETTLE_MARGIN;
+    let end = now + LEASE + margin(LEASE) + SETTLE_MARGIN;
     members
         .heartbeat(stream, beat(1, 1, &[]), &map, end)
         .unwrap();
@@ -321,4 +321,15 @@ fn settling_waits_for_each_live_node_or_for_the_longest_lease() {
         .unwrap();
     members.tick(&map, now);
     assert!(!members.is_settling());
+}
+
+#[test]
+fn the_margin_covers_two_clocks_that_are_one_percent_wrong() {
+    for seconds in [1, 5, 12, 60, 600] {
+        let lease = Duration::from_secs(seconds);
+        // The node's clock shows 99 hundredths of the time, the manager's 101.
+        let node = lease * 100 / 99;
+        let manager = (lease + margin(lease)) * 100 / 101;
+        assert!(node < manager, "{node:?} {manager:?}");
+    }
 }

@@ -1,11 +1,14 @@
 //! What to do with a change once the chunk's record is known. Pure.
 
+use std::cmp::Ordering;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use emberfs_proto::ids::{ChunkVersion, WriteTag};
 use emberfs_proto::{Error, ErrorCode, Result};
 
 use super::{Op, Received};
-use crate::chain::types::{Outcome, Update, UpdateKind};
+use crate::chain::types::{Outcome, UpdateKind};
 use crate::engine::{ChunkMeta, PendingMeta, PrepareKind};
 
 /// What to do with a change once the chunk's record is known.
@@ -40,8 +43,8 @@ pub(super) fn head(op: &Op, meta: Option<&ChunkMeta>) -> Decision {
         );
         return Decision::Answer(Err(Error::new(ErrorCode::Unavailable, what)));
     }
-    if meta.committed.0 > 0 && op.update.tag.is_some_and(|tag| tag == meta.tag) {
-        return Decision::Answer(Ok(Outcome::of(meta)));
+    if let Some(answer) = op.update.tag.and_then(|tag| remembered(tag, meta)) {
+        return Decision::Answer(answer);
     }
     if matches!(op.update.kind, UpdateKind::Truncate { len } if len >= meta.committed_len) {
         return nothing();
@@ -52,8 +55,37 @@ pub(super) fn head(op: &Op, meta: Option<&ChunkMeta>) -> Decision {
     }
 }
 
+/// What the chunk's record says of a write: it outlives every process.
+fn remembered(tag: WriteTag, meta: &ChunkMeta) -> Option<Result<Outcome>> {
+    let last = (meta.committed.0 > 0).then_some((meta.tag, Outcome::of(meta)));
+    let earlier = meta.recent.iter().map(|mark| {
+        let outcome = Outcome {
+            version: mark.version,
+            len: mark.len,
+            // Of a content that is gone.
+            checksum: 0,
+            chain: meta.committed_chain,
+        };
+        (mark.tag, outcome)
+    });
+    let mut known = last.into_iter().chain(earlier);
+    let (known, outcome) =
+        known.find(|(known, _)| (known.client, known.channel) == (tag.client, tag.channel))?;
+    match known.sequence.cmp(&tag.sequence) {
+        Ordering::Less => None,
+        Ordering::Equal => Some(Ok(outcome)),
+        Ordering::Greater => Some(Err(passed(tag))),
+    }
+}
+
+/// The refusal of a late duplicate.
+pub(super) fn passed(tag: WriteTag) -> Error {
+    let what = format!("write {tag}: a later write of this channel was seen");
+    Error::new(ErrorCode::StaleSequence, what)
+}
+
 /// A SERVING member follows the predecessor's order.
-pub(super) fn forwarded(op: &Op, received: Received, meta: Option<&ChunkMeta>) -> Decision {
+pub(super) fn forwarded(op: &Op, received: &Received, meta: Option<&ChunkMeta>) -> Decision {
     let committed = meta.map_or(ChunkVersion(0), |m| m.committed);
     let removes = matches!(op.update.kind, UpdateKind::Remove);
     if received.version <= committed {
@@ -97,8 +129,15 @@ pub(super) fn forwarded(op: &Op, received: Received, meta: Option<&ChunkMeta>) -
     Decision::Answer(Err(Error::new(ErrorCode::MissingVersion, what)))
 }
 
-/// A SYNCING member takes whole chunks and removals, whatever it has.
-pub(super) fn syncing(op: &Op, received: Received, meta: Option<&ChunkMeta>) -> Decision {
+/// A SYNCING member takes whole chunks and removals, whatever it has, unless it got a later one under
+/// this same chain version: then this one was sent before that and was late.
+pub(super) fn syncing(op: &Op, received: &Received, meta: Option<&ChunkMeta>) -> Decision {
+    if let Some(meta) = meta
+        && meta.committed_chain == op.chain_version
+        && meta.committed >= received.version
+    {
+        return Decision::Answer(Ok(Outcome::of(meta)));
+    }
     if received.replace {
         return Decision::Prepare {
             version: received.version,
@@ -121,13 +160,17 @@ impl Op {
     }
 }
 
-pub(super) fn engine_kind(update: &Update, whole: bool) -> PrepareKind {
-    match &update.kind {
+pub(super) fn engine_kind(op: &Op, whole: bool) -> PrepareKind {
+    match &op.update.kind {
         UpdateKind::Write {
             data, checksums, ..
         } if whole => PrepareKind::Replace {
             data: Bytes::clone(data),
             checksums: checksums.clone(),
+            recent: op
+                .received
+                .as_ref()
+                .map_or_else(Arc::default, |r| Arc::clone(&r.recent)),
         },
         UpdateKind::Write {
             offset,

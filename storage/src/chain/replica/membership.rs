@@ -4,6 +4,7 @@ use emberfs_proto::cluster::{LocalState, PublicState};
 use emberfs_proto::ids::ChainVersion;
 use emberfs_proto::{Error, ErrorCode, Result};
 
+use super::steps::{MAX_RETRY, RECOVERY};
 use super::{Phase, Replica, Source, pass_over};
 use crate::chain::types::{Action, Outcome, View};
 
@@ -19,17 +20,21 @@ impl Replica {
         let successor = view.successor;
         let version = view.version;
         let state = view.state;
+        // Also when a target that this one had handed over to was the tail meanwhile, in maps that
+        // never came here.
         let becomes_tail = view.tail == Some(self.id)
-            && self
-                .view
-                .as_ref()
-                .is_some_and(|old| old.tail != Some(self.id));
+            && self.view.as_ref().is_some_and(|old| {
+                old.tail != Some(self.id) || self.handed_over == Some(old.version)
+            });
         if becomes_tail {
             for op in self.ops.values_mut().filter(|op| op.may_be_pending()) {
                 op.exposed |= op.phase != Phase::Preparing;
             }
         }
         self.view = Some(view);
+        // What was sent under an older chain version cannot be stored any more once the receiver has
+        // taken something under this one.
+        self.ops.values_mut().for_each(|op| op.unsure = false);
         if !matches!(state, PublicState::Serving | PublicState::Syncing) {
             self.local = LocalState::Online;
             self.drop_all(out);
@@ -105,9 +110,19 @@ impl Replica {
             if self.ops[&id].source == Source::Resync {
                 // The new membership has its own pass.
                 self.finish(id, Err(pass_over()), lease, out);
+            } else if mutated!(self, CommitOnChainChange) {
+                self.commit_now(id, out);
             } else {
                 self.dispatch(id, out);
             }
+        }
+    }
+
+    /// See [`Event::Failed`](crate::chain::Event::Failed).
+    pub(super) fn fail(&mut self, out: &mut Vec<Action>) {
+        if self.local != LocalState::Offline {
+            self.local = LocalState::Offline;
+            out.push(Action::ReportState);
         }
     }
 
@@ -116,7 +131,7 @@ impl Replica {
     /// recovery must neither miss a version that is still being prepared nor commit one of a live write.
     pub(in crate::chain) fn recover_if_due(&mut self, out: &mut Vec<Action>) {
         let Some(view) = &self.view else { return };
-        let due = view.state == PublicState::Serving && self.local != LocalState::UpToDate;
+        let due = view.state == PublicState::Serving && self.local == LocalState::Online;
         if due && !self.recovering && self.ops.is_empty() {
             self.recovering = true;
             out.push(Action::Recover {
@@ -165,6 +180,11 @@ impl Replica {
                     self.id
                 );
                 out.push(Action::Alarm { message: what });
+                out.push(Action::RetryAfter {
+                    op: RECOVERY,
+                    attempt: 0,
+                    delay: MAX_RETRY,
+                });
             }
         }
     }

@@ -1,10 +1,11 @@
 //! One write, step by step: load → prepare → forward → commit.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use emberfs_proto::cluster::{LocalState, PublicState};
 use emberfs_proto::ids::{ChainVersion, ChunkKey, ChunkVersion};
-use emberfs_proto::{Error, ErrorCode, Result};
+use emberfs_proto::{Error, ErrorCode, Result, RetryClass};
 
 use super::decide::{self, Decision};
 use super::{Op, Phase, Received, Replica, Source, pass_over};
@@ -13,8 +14,10 @@ use crate::engine::{ChunkMeta, PendingMeta, Prepare, ReadVersion};
 
 /// First wait before a failed forward is sent again; doubles up to [`MAX_RETRY`]. A new chain version does not wait.
 const FIRST_RETRY: Duration = Duration::from_millis(2);
-/// Longest wait between two sendings.
-const MAX_RETRY: Duration = Duration::from_millis(100);
+/// Stands for recovery where a timer names its work; pieces of work count from 1.
+pub(super) const RECOVERY: OpId = OpId(0);
+/// Longest wait between two sendings, and before recovery is tried again.
+pub(super) const MAX_RETRY: Duration = Duration::from_millis(100);
 
 impl Replica {
     /// The engine, the network or a timer answered.
@@ -39,6 +42,7 @@ impl Replica {
                     self.forwarded(op, result, lease, out);
                 }
             }
+            Event::RetryDue { op: RECOVERY, .. } => self.recover_if_due(out),
             Event::RetryDue { op, attempt } => {
                 let waits = |o: &Op| o.phase == Phase::RetryWait && o.attempt == attempt;
                 if self.ops.get(&op).is_some_and(waits) {
@@ -50,6 +54,10 @@ impl Replica {
                     return;
                 };
                 let outcome = done.outcome();
+                if result.is_err() {
+                    // The successors have committed it, and here nothing tells a reader so any more.
+                    self.fail(out);
+                }
                 self.finish(op, result.map(|()| outcome), lease, out);
             }
             Event::Aborted { op, result } if self.still_wanted(op, lease, out) => {
@@ -57,6 +65,9 @@ impl Replica {
                     return;
                 };
                 let reason = done.abort_reason.take();
+                if result.is_err() {
+                    self.fail(out);
+                }
                 let error = result.err().or(reason).unwrap_or_else(|| {
                     Error::new(ErrorCode::Internal, "write undone without a reason")
                 });
@@ -94,12 +105,19 @@ impl Replica {
         };
         let Some(op) = self.ops.get(&id) else { return };
         let syncing = self.is_syncing();
-        let decision = match (op.source, op.received) {
+        let decision = match (op.source, &op.received) {
             (Source::Resync, _) => return self.send_copy(id, meta.as_ref(), lease, out),
             (Source::Predecessor, Some(received)) if syncing => {
                 decide::syncing(op, received, meta.as_ref())
             }
             (Source::Predecessor, Some(received)) => decide::forwarded(op, received, meta.as_ref()),
+            _ if mutated!(self, ForgetDedupAtHeadChange) => {
+                let forgotten = meta.clone().map(|meta| ChunkMeta {
+                    recent: Arc::default(),
+                    ..meta
+                });
+                decide::head(op, forgotten.as_ref())
+            }
             _ => decide::head(op, meta.as_ref()),
         };
         match decision {
@@ -132,7 +150,7 @@ impl Replica {
                     version,
                     chain_version,
                     tag: op.update.tag.unwrap_or_default(),
-                    kind: decide::engine_kind(&op.update, whole),
+                    kind: decide::engine_kind(op, whole),
                     page_size: op.update.page_size,
                     chunk_size: op.update.chunk_size,
                 };
@@ -175,6 +193,11 @@ impl Replica {
             return;
         };
         op.adopt_pending(&pending);
+        if mutated!(self, AcknowledgeBeforeTail) && op.source == Source::Client {
+            let result = Ok(op.outcome());
+            let request = op.request;
+            out.push(Action::Reply { request, result });
+        }
         self.dispatch(id, out);
     }
 
@@ -189,6 +212,7 @@ impl Replica {
             op.phase = Phase::Committing;
             let chain = op
                 .received
+                .as_ref()
                 .filter(|r| r.resync)
                 .map_or(view.version, |r| r.committed_chain);
             out.push(Action::Commit {
@@ -199,9 +223,14 @@ impl Replica {
             });
             return;
         };
-        let whole_here = op.received.is_some_and(|r| r.replace);
+        let whole_here = op.received.as_ref().is_some_and(|r| r.replace);
         let removes = matches!(op.update.kind, UpdateKind::Remove);
-        if (next.syncing || op.send_whole) && !whole_here && !removes {
+        let truncates = matches!(op.update.kind, UpdateKind::Truncate { .. });
+        if next.syncing && truncates && mutated!(self, DropTruncateDuringResync) {
+            return self.commit_now(id, out);
+        }
+        let partial = mutated!(self, ForwardPartialToSyncing);
+        if (next.syncing || op.send_whole) && !whole_here && !removes && !partial {
             op.phase = Phase::ReadingContent;
             out.push(Action::ReadContent {
                 op: id,
@@ -215,9 +244,10 @@ impl Replica {
         let forward = Forward {
             update: op.update.clone(),
             version: op.version,
-            replace: whole_here,
+            replace: whole_here || (partial && next.syncing),
             resync: false,
             committed_chain: ChainVersion(0),
+            recent: Arc::clone(&op.recent),
         };
         let (attempt, to, chain_version) = (op.attempt, next.target, view.version);
         out.push(Action::Send {
@@ -226,6 +256,22 @@ impl Replica {
             to,
             chain_version,
             forward,
+        });
+    }
+
+    /// Commits whatever the successor says: what two of the mutants do.
+    pub(super) fn commit_now(&mut self, id: OpId, out: &mut Vec<Action>) {
+        let chain = self.view.as_ref().map_or(ChainVersion(0), |v| v.version);
+        let Some(op) = self.ops.get_mut(&id) else {
+            return;
+        };
+        op.phase = Phase::Committing;
+        let (key, version) = (op.update.key, op.version);
+        out.push(Action::Commit {
+            op: id,
+            key,
+            version,
+            chain,
         });
     }
 
@@ -257,6 +303,7 @@ impl Replica {
                     replace: true,
                     resync: true,
                     committed_chain: meta.committed_chain,
+                    recent: Arc::clone(&meta.recent),
                 });
                 op.phase = Phase::ReadingContent;
                 let key = op.update.key;
@@ -279,12 +326,14 @@ impl Replica {
         };
         op.phase = Phase::Forwarding;
         op.attempt += 1;
+        let received = op.received.as_ref();
         let forward = Forward {
             update: op.update.clone(),
             version: op.version,
-            replace: op.received.is_some_and(|r| r.replace),
+            replace: received.is_some_and(|r| r.replace),
             resync: true,
-            committed_chain: op.received.map_or(ChainVersion(0), |r| r.committed_chain),
+            committed_chain: received.map_or(ChainVersion(0), |r| r.committed_chain),
+            recent: received.map_or_else(Arc::default, |r| Arc::clone(&r.recent)),
         };
         let (attempt, to, chain_version) = (op.attempt, next.target, op.chain_version);
         out.push(Action::Send {
@@ -342,6 +391,7 @@ impl Replica {
             replace: true,
             resync: false,
             committed_chain: ChainVersion(0),
+            recent: Arc::clone(&op.recent),
         };
         let attempt = op.attempt;
         out.push(Action::Send {
@@ -379,13 +429,24 @@ impl Replica {
                     chain: theirs.chain,
                 });
             }
-            Err(error) if error.code == ErrorCode::NoSpace && !op.exposed => {
+            // For certain only if no earlier sending can arrive later and be stored then.
+            Err(error) if error.code == ErrorCode::NoSpace && !op.exposed && !op.unsure => {
                 op.phase = Phase::Aborting;
                 op.abort_reason = Some(error);
                 out.push(Action::Abort {
                     op: id,
                     key,
                     version: op.version,
+                });
+            }
+            Err(error) if mutated!(self, ReuseVersionAfterTimeout) => {
+                op.phase = Phase::Aborting;
+                op.abort_reason = Some(error);
+                let version = op.version;
+                out.push(Action::Abort {
+                    op: id,
+                    key,
+                    version,
                 });
             }
             Err(error) => {
@@ -395,6 +456,8 @@ impl Replica {
                 ) {
                     op.send_whole = true;
                 }
+                op.unsure |= error.retry() == RetryClass::Reconnect
+                    || error.code == ErrorCode::DeadlineExceeded;
                 self.retry_later(id, out);
             }
         }
@@ -426,6 +489,7 @@ impl Op {
         self.version = pending.version;
         self.len = pending.len;
         self.checksum = pending.checksum;
+        self.recent = Arc::clone(&pending.recent);
     }
 
     fn outcome(&self) -> Outcome {

@@ -22,6 +22,7 @@ fn content(bytes: &[u8], capacity: u32, high_water: u32) -> Content {
             number: 0,
         }),
         sums: fragment_checksums(0, bytes, PAGE).into(),
+        recent: Arc::default(),
     }
 }
 

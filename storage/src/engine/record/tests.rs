@@ -20,6 +20,18 @@ fn stamp() -> impl Strategy<Value = Stamp> {
         })
 }
 
+fn mark(n: u64) -> Mark {
+    Mark {
+        tag: WriteTag {
+            client: ClientId(u128::from(n) + 1),
+            channel: 3,
+            sequence: n * 7 + 1,
+        },
+        version: ChunkVersion(n + 2),
+        len: 11,
+    }
+}
+
 fn content() -> impl Strategy<Value = Content> {
     (stamp(), 0u32..=65536, any::<u32>(), any::<u32>()).prop_map(|(stamp, len, number, seed)| {
         let class = Class::for_len(len).unwrap();
@@ -30,6 +42,9 @@ fn content() -> impl Strategy<Value = Content> {
             block: (len > 0).then_some(Loc { class, number }),
             sums: (0..len.div_ceil(4096))
                 .map(|i| i.wrapping_mul(seed))
+                .collect(),
+            recent: (0..seed as usize % (REMEMBERED_WRITES + 1))
+                .map(|n| mark(n as u64))
                 .collect(),
         }
     })
@@ -104,6 +119,7 @@ fn the_format_is_pinned() {
                 number: 6,
             }),
             sums: [0x1122_3344, 0x5566_7788].into(),
+            recent: Arc::default(),
         }),
         pending: None,
     };
@@ -131,6 +147,69 @@ fn the_format_is_pinned() {
 }
 
 #[test]
+fn marks_of_earlier_writes_make_it_format_2() {
+    let content = Content {
+        stamp: Stamp {
+            version: ChunkVersion(7),
+            chain: ChainVersion(3),
+            tag: mark(0).tag,
+        },
+        len: 0,
+        high_water: 0,
+        block: None,
+        sums: Arc::default(),
+        recent: [mark(1)].into(),
+    };
+    let record = Record {
+        page_size: 4096,
+        chunk_size: 65536,
+        committed: Some(content),
+        pending: None,
+    };
+    let bytes = record.encode();
+    let mut expect = vec![1];
+    expect.extend(2u128.to_le_bytes());
+    expect.extend(3u32.to_le_bytes());
+    expect.extend(8u64.to_le_bytes());
+    expect.extend(3u64.to_le_bytes());
+    expect.extend(11u32.to_le_bytes());
+    assert_eq!(bytes[0], 2);
+    assert_eq!(
+        bytes[bytes.len() - 4 - expect.len()..bytes.len() - 4],
+        expect
+    );
+}
+
+#[test]
+fn only_the_last_write_of_each_of_the_latest_channels_is_remembered() {
+    let tag = |channel, sequence| WriteTag {
+        client: ClientId(1),
+        channel,
+        sequence,
+    };
+    let last = |channel, sequence| Mark {
+        tag: tag(channel, sequence),
+        version: ChunkVersion(sequence),
+        len: 1,
+    };
+    let mut recent: Arc<[Mark]> = Arc::default();
+    for n in 0..20 {
+        recent = remember(&recent, last(n, u64::from(n)), tag(n + 1, 1));
+    }
+    let channels: Vec<_> = recent.iter().map(|m| m.tag.channel).collect();
+    assert_eq!(channels, [19, 18, 17, 16, 15, 14, 13, 12]);
+    let recent = remember(&recent, last(20, 20), tag(18, 30));
+    let channels: Vec<_> = recent.iter().map(|m| m.tag.channel).collect();
+    assert_eq!(
+        channels,
+        [20, 19, 17, 16, 15, 14, 13, 12],
+        "18 is the newest write now"
+    );
+    let same = remember(&recent, last(18, 30), tag(18, 31));
+    assert!(Arc::ptr_eq(&recent, &same), "one writer costs nothing");
+}
+
+#[test]
 fn equal_content_has_equal_checksums_and_other_content_has_not() {
     let a = Content {
         stamp: Stamp {
@@ -145,6 +224,7 @@ fn equal_content_has_equal_checksums_and_other_content_has_not() {
             number: 6,
         }),
         sums: [1, 2].into(),
+        recent: Arc::default(),
     };
     let elsewhere = Content {
         block: Some(Loc {

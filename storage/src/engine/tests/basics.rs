@@ -142,6 +142,7 @@ async fn malformed_requests_are_refused() {
             PrepareKind::Replace {
                 data: Bytes::from_static(b"x"),
                 checksums: vec![],
+                recent: Arc::default(),
             },
         ),
     ];
