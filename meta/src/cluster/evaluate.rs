@@ -13,7 +13,7 @@ use emberfs_proto::ids::{ChainId, ChainTableId, ChainTableVersion, ChainVersion,
 use emberfs_proto::{Error, Result};
 
 use super::members::Members;
-use super::placement::{self, Candidate};
+use super::placement::{self, Candidate, DEFAULT_TARGETS_PER_DISK};
 use super::state::{self, Replica, Step};
 
 /// The table that new files use.
@@ -24,6 +24,7 @@ const FIRST_TABLE: ChainTableId = ChainTableId(1);
 pub(super) struct Layout {
     pub(super) replicas: u32,
     pub(super) expected_nodes: u32,
+    /// 0: as many as balance well.
     pub(super) targets_per_disk: u32,
 }
 
@@ -141,7 +142,11 @@ fn create_chains(new: &mut ClusterMap, members: &Members, layout: &Layout) -> Re
     if candidates.is_empty() || candidates.len() < layout.expected_nodes as usize {
         return Ok(());
     }
-    let plan = placement::plan(&candidates, layout.replicas, layout.targets_per_disk)?;
+    let per_disk = match layout.targets_per_disk {
+        0 => placement::targets_per_disk(&candidates, layout.replicas, DEFAULT_TARGETS_PER_DISK),
+        chosen => chosen,
+    };
+    let plan = placement::plan(&candidates, layout.replicas, per_disk)?;
     let mut targets = BTreeMap::new();
     let mut next = (1..).map(TargetId);
     for (id, slots) in (1..).map(ChainId).zip(&plan.chains) {
