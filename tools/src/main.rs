@@ -4,6 +4,7 @@
 //! on standard error. Standard output carries only what was asked for.
 
 mod bench;
+mod chains;
 mod cli;
 mod cluster_dir;
 mod config_file;
@@ -90,6 +91,7 @@ async fn run(cli: Cli) -> Result<Exit> {
         Command::Status(args) => status::status(cluster, args).await,
         Command::Health(args) => status::health(cluster, args).await,
         Command::Fsck(args) => fsck::fsck(cluster, args).await,
+        Command::Chains(args) => chains::chains(cluster, args).await,
         Command::Bench(args) => bench::bench(cluster, args).await,
         Command::Config(ConfigCommand::Check(args)) => config_file::check(&args),
     }

@@ -144,13 +144,7 @@ fn target_report(target: &pb::TargetMsg, said: Option<&&pb::TargetReport>) -> Ta
         id: target.id,
         node: target.node,
         disk: disk_id(&target.disk),
-        state: match target.state() {
-            PublicState::Serving => "serving",
-            PublicState::LastServing => "last_serving",
-            PublicState::Syncing => "syncing",
-            PublicState::Waiting => "waiting",
-            PublicState::Offline | PublicState::Unspecified => "offline",
-        },
+        state: public_state(target.state()),
         local_state: match said.map(|said| said.state()) {
             Some(LocalState::UpToDate) => "up_to_date",
             Some(LocalState::Online) => "online",
@@ -158,6 +152,17 @@ fn target_report(target: &pb::TargetMsg, said: Option<&&pb::TargetReport>) -> Ta
         },
         sync_done: said.map_or(0, |said| said.sync_done),
         sync_total: said.map_or(0, |said| said.sync_total),
+    }
+}
+
+/// The manager's word on a target, as every verb says it.
+pub(crate) fn public_state(state: PublicState) -> &'static str {
+    match state {
+        PublicState::Serving => "serving",
+        PublicState::LastServing => "last_serving",
+        PublicState::Syncing => "syncing",
+        PublicState::Waiting => "waiting",
+        PublicState::Offline | PublicState::Unspecified => "offline",
     }
 }
 
