@@ -85,6 +85,8 @@ pub struct ClusterMap {
     pub chains: BTreeMap<ChainId, Chain>,
     /// All versions of all chain tables.
     pub tables: BTreeMap<(ChainTableId, ChainTableVersion), Vec<ChainId>>,
+    /// The mark that each disk was given when it was last opened: a disk without it is an older copy.
+    pub openings: BTreeMap<DiskId, u64>,
 }
 
 impl ClusterMap {
@@ -190,6 +192,14 @@ impl From<&ClusterMap> for pb::ClusterMapMsg {
                     chains: chains.iter().map(|c| c.0).collect(),
                 })
                 .collect(),
+            openings: map
+                .openings
+                .iter()
+                .map(|(disk, &mark)| pb::OpeningMsg {
+                    disk: disk.to_bytes(),
+                    mark,
+                })
+                .collect(),
         }
     }
 }
@@ -231,6 +241,10 @@ impl TryFrom<&pb::ClusterMapMsg> for ClusterMap {
             map.tables
                 .insert((ChainTableId(t.id), ChainTableVersion(t.version)), chains);
         }
+        for opening in &msg.openings {
+            let disk = DiskId::from_bytes(&opening.disk).ok_or_else(|| malformed("disk id"))?;
+            map.openings.insert(disk, opening.mark);
+        }
         Ok(map)
     }
 }
@@ -268,6 +282,7 @@ impl From<&Disk> for pb::DiskMsg {
             id: disk.id.to_bytes(),
             path: disk.path.clone(),
             capacity: disk.capacity,
+            ..Self::default()
         }
     }
 }

@@ -6,10 +6,12 @@
 //! durable step: the new incarnation enters the map together with the verdict on the old one. A
 //! claim made before this step is stale in the second pass if the first changed the chain.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use emberfs_proto::cluster::{Chain, ClusterMap, LocalState, Node, PublicState, Target};
-use emberfs_proto::ids::{ChainId, ChainTableId, ChainTableVersion, ChainVersion, TargetId};
+use emberfs_proto::ids::{
+    ChainId, ChainTableId, ChainTableVersion, ChainVersion, DiskId, TargetId,
+};
 use emberfs_proto::{Error, Result};
 
 use super::members::Members;
@@ -42,7 +44,17 @@ pub(super) fn evaluate(map: &ClusterMap, members: &Members, layout: &Layout) -> 
     let mut new = map.clone();
     for session in members.sessions() {
         new.nodes.insert(session.node.id, session.node.clone());
+        new.openings.extend(&session.openings);
     }
+    // Of a disk that is neither here nor holds a replica nothing needs to be remembered.
+    let here = new
+        .nodes
+        .values()
+        .flat_map(|node| &node.disks)
+        .map(|disk| disk.id);
+    let used = new.targets.values().map(|target| target.disk);
+    let known: BTreeSet<DiskId> = here.chain(used).collect();
+    new.openings.retain(|disk, _| known.contains(disk));
     for chain in map.chains.values() {
         let step = evaluate_chain(chain, map, members);
         if step.changed {

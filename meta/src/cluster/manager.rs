@@ -25,8 +25,10 @@ use super::service::ClusterService;
 use super::store::Store;
 use crate::kv::Engine;
 
+mod refusals;
 mod requests;
 
+use refusals::Refusals;
 pub(super) use requests::stopping;
 
 /// How often leases are looked at. A death by lease is noticed this much late at most.
@@ -93,6 +95,7 @@ pub struct Manager {
     /// Ends every stream when the background loop ends.
     closing: CancellationToken,
     prober: Prober,
+    refusals: Refusals,
     /// How many nodes were there when a shortage was last logged.
     shortage_logged: AtomicU64,
 }
@@ -130,6 +133,7 @@ impl Manager {
             moved: watch::Sender::new(()),
             closing: CancellationToken::new(),
             prober,
+            refusals: Refusals::default(),
             shortage_logged: AtomicU64::new(0),
         }))
     }

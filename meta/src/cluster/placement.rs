@@ -21,7 +21,7 @@
 //!  per node  rotate       is left          head     of the node
 //! ```
 //!
-//! Nodes of one size get most chains as *rotations* of a few base blocks ([`circulant`]): what is
+//! Nodes of one size get most chains as *rotations* of a few base blocks: what is
 //! even for one node is even for all, and the search is over a handful of small numbers instead of
 //! thousands of chains. That works for every number of nodes. The rest, and clusters of unequal
 //! nodes, are drawn one by one and evened out by swaps. All searches are driven by a generator with a

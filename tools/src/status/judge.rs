@@ -232,6 +232,7 @@ fn check(
 ) -> Vec<Problem> {
     let mut problems = Vec::new();
     nodes(report, local, &mut problems);
+    refusals(reply, local, &mut problems);
     chains(report, local, &mut problems);
     disks(report, &mut problems);
     if reply.settling && problems.iter().any(|p| p.severity == Overall::Broken) {
@@ -261,6 +262,21 @@ fn nodes(report: &StatusReport, local: Option<&LocalFacts>, problems: &mut Vec<P
             severity: Overall::Degraded,
             what: format!("node {} ({}) is dead: {why}", node.name, node.data_addr),
             next: restart(local, &node.name),
+        });
+    }
+}
+
+fn refusals(reply: &pb::ReportReply, local: Option<&LocalFacts>, problems: &mut Vec<Problem>) {
+    for refusal in &reply.refusals {
+        let name = storage_name(refusal.node as usize);
+        problems.push(Problem {
+            code: "node-refused",
+            severity: Overall::Degraded,
+            what: format!("{name} is refused: {}", refusal.error),
+            next: match local {
+                Some(local) => format!("tail {}/run/{name}.log", local.dir),
+                None => format!("look at the log of {name} on its host"),
+            },
         });
     }
 }

@@ -8,7 +8,7 @@
 //!   reads, now each of the others has 1/(w - 1): the extra load of a survivor is the number of chains
 //!   that it shares with the dead node, in units of 1/w(w - 1) of a chain's reads. Chains are
 //!   taken as equally busy.
-//! - *Resync*: for every chain the last of the other replicas is the source ([`sources`]), when the
+//! - *Resync*: for every chain the last of the other replicas is the source, when the
 //!   node returns, and also when a new target elsewhere takes its place. The load is the number of chains
 //!   to send; chains are taken as equally full.
 //!

@@ -123,19 +123,20 @@ fn even_heads(chains: &mut [Vec<usize>], quotas: &[usize]) {
     for (index, chain) in chains.iter().enumerate() {
         leads[chain[0]].push(index);
     }
-    // Of the convex sum of heads² / quota: what one head less saves, and what one more costs.
-    let saves = |leads: &[Vec<usize>], n: usize| (2 * leads[n].len() as u128, quotas[n] as u128);
+    let heads = |leads: &[Vec<usize>], node: usize| leads[node].len() as u128;
+    // Of the convex sum of heads² / quota: one head less here saves more than one more there costs.
     let helps = |leads: &[Vec<usize>], from: usize, to: usize| {
-        let ((less, a), (more, b)) = (saves(leads, from), saves(leads, to));
-        less > 0 && (more + 1) * a < (less - 1) * b
+        let (less, more) = (2 * heads(leads, from), 2 * heads(leads, to));
+        less > 0 && (more + 1) * (quotas[from] as u128) < (less - 1) * quotas[to] as u128
     };
     // Each path brings that sum down, so the search ends; the bound is for the reader.
     let mut tried = HashSet::new();
     for _ in 0..4 * (chains.len() + nodes) {
         let fullest = (0..nodes).filter(|n| quotas[*n] > 0 && !tried.contains(n));
-        let Some(from) = fullest.max_by(|&a, &b| {
-            let ((x, p), (y, q)) = (saves(&leads, a), saves(&leads, b));
-            (x * q).cmp(&(y * p)).then(b.cmp(&a))
+        let Some(from) = fullest.max_by(|&one, &other| {
+            let ones = heads(&leads, one) * quotas[other] as u128;
+            let others = heads(&leads, other) * quotas[one] as u128;
+            ones.cmp(&others).then(other.cmp(&one))
         }) else {
             return;
         };
