@@ -7,8 +7,6 @@ use emberfs_proto::layout::{DEFAULT_CHUNK_SIZE, DEFAULT_PAGE_SIZE, DEFAULT_STRIP
 use emberfs_proto::{Error, ErrorCode, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::placement::DEFAULT_TARGETS_PER_DISK;
-
 /// Default port of the metadata and cluster services.
 pub const DEFAULT_PORT: u16 = 7400;
 
@@ -30,6 +28,8 @@ pub struct MetaConfig {
     /// spread over five nodes from the start says 5.
     pub expected_nodes: u32,
     /// Replica slots per disk when chains are first made. More slots spread a failed disk's work wider.
+    /// 0: eight, or so many more that a failed node's work can fall on all others evenly
+    /// (`emberfs chains plan` shows what that comes to).
     pub targets_per_disk: u32,
     /// How long a storage server may serve after its last answered heartbeat, milliseconds. A
     /// silent server is replaced after this time.
@@ -58,7 +58,7 @@ impl Default for MetaConfig {
             data_dir: PathBuf::from("emberfs-meta"),
             replicas: 3,
             expected_nodes: 1,
-            targets_per_disk: DEFAULT_TARGETS_PER_DISK,
+            targets_per_disk: 0,
             lease_ms: 5000,
             heartbeat_ms: 1000,
             client_lease_ms: 30_000,
@@ -77,7 +77,6 @@ impl MetaConfig {
         let bad = |what: String| Err(Error::new(ErrorCode::InvalidArgument, what));
         for (key, value, least) in [
             ("replicas", u64::from(self.replicas), 1),
-            ("targets_per_disk", u64::from(self.targets_per_disk), 1),
             ("expected_nodes", u64::from(self.expected_nodes), 1),
             ("heartbeat_ms", self.heartbeat_ms, 10),
             ("lease_ms", self.lease_ms, 100),

@@ -90,6 +90,8 @@ pub struct ClusterMap {
     pub tables: BTreeMap<(ChainTableId, ChainTableVersion), Vec<ChainId>>,
     /// What operators have set.
     pub settings: Settings,
+    /// The mark that each disk was given when it was last opened: a disk without it is an older copy.
+    pub openings: BTreeMap<DiskId, u64>,
 }
 
 impl ClusterMap {
@@ -196,6 +198,14 @@ impl From<&ClusterMap> for pb::ClusterMapMsg {
                 })
                 .collect(),
             settings: Some(map.settings.into()),
+            openings: map
+                .openings
+                .iter()
+                .map(|(disk, &mark)| pb::OpeningMsg {
+                    disk: disk.to_bytes(),
+                    mark,
+                })
+                .collect(),
         }
     }
 }
@@ -242,6 +252,10 @@ impl TryFrom<&pb::ClusterMapMsg> for ClusterMap {
             map.tables
                 .insert((ChainTableId(t.id), ChainTableVersion(t.version)), chains);
         }
+        for opening in &msg.openings {
+            let disk = DiskId::from_bytes(&opening.disk).ok_or_else(|| malformed("disk id"))?;
+            map.openings.insert(disk, opening.mark);
+        }
         Ok(map)
     }
 }
@@ -279,6 +293,7 @@ impl From<&Disk> for pb::DiskMsg {
             id: disk.id.to_bytes(),
             path: disk.path.clone(),
             capacity: disk.capacity,
+            ..Self::default()
         }
     }
 }

@@ -95,6 +95,7 @@ codes! {
     /** Not enough nodes or disks for the replication asked for. */ NotEnoughNodes = 4002, Never, 28;
     /** There are no chains yet. */ NoChains = 4003, BackOff, 11;
     /** This manager is not the primary. */ NotPrimary = 4004, RefreshMap, 11;
+    /** The metadata store is older than what its cluster has seen: it was restored from an old copy. */ MetadataTooOld = 4010, Never, 5;
 
     // 5000: chain replication
     /** The request was made under another chain version. */ StaleChainVersion = 5000, RefreshMap, 11;

@@ -120,7 +120,13 @@ impl Node {
 
     /// Takes a newer map: opens new targets, tells every target its chain.
     pub async fn adopt(self: &Arc<Self>, map: ClusterMap) {
-        if map.version <= self.map().version {
+        let newest = self.map().version;
+        if map.version < newest {
+            tracing::error!(version = %map.version, %newest,
+                "the cluster manager hands out an older map than this node has adopted, so its metadata store is an old copy: \
+                 the map is ignored");
+        }
+        if map.version <= newest {
             return;
         }
         if !names(&map, self.id, self.incarnation) {

@@ -5,11 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use emberfs_proto::cluster::Disk;
-use emberfs_proto::ids::{ClusterId, DiskId, IncarnationId, NodeId};
+use emberfs_proto::ids::{ClusterId, DiskId, IncarnationId, MapVersion, NodeId};
 use emberfs_proto::pb::storage_admin_server::StorageAdminServer;
 use emberfs_proto::wire::server::{Host, Limits, serve};
-use emberfs_proto::{Error, ErrorCode, Result};
+use emberfs_proto::{Error, ErrorCode, Result, pb};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -58,18 +57,20 @@ pub async fn run(
         data_addr: advertised(&config, data_addr),
         admin_addr: advertised(&config, admin_addr),
         disks: found.iter().map(Found::describe).collect(),
+        seen: found.iter().map(Found::map).max().unwrap_or_default(),
     };
     // Disks in use are opened first: that may take long, and a registered node must beat.
     let mut opened = Vec::new();
     for disk in &found {
-        opened.push(if disk.formatted {
+        opened.push(if disk.identity.is_some() {
             Some(open(&config, &disk.lock).await?)
         } else {
             None
         });
     }
-    let membership = registration.register(&stop).await.map_err(|error| {
-        match found.iter().find(|disk| disk.formatted) {
+    let none = MapVersion(0);
+    let membership = registration.register(none, &stop).await.map_err(|error| {
+        match found.iter().find(|disk| disk.identity.is_some()) {
             Some(disk) if error.code == ErrorCode::WrongCluster => {
                 error.context(format!("foreign disk {}", disk.lock.path().display()))
             }
@@ -78,11 +79,17 @@ pub async fn run(
     })?;
     let mut disks = Vec::new();
     for (disk, engine) in found.into_iter().zip(opened) {
-        let engine = match engine {
-            Some(engine) => engine,
-            None => {
-                let identity = DiskIdentity::new(membership.cluster, node, disk.id);
-                let path = disk.lock.path().to_owned();
+        let path = disk.lock.path().to_owned();
+        let (map, opening) = (membership.map, disk.opening);
+        let engine = match (engine, disk.identity) {
+            (Some(engine), Some(identity)) => {
+                blocking(move || identity.accept(&path, map)).await?;
+                engine
+            }
+            _ => {
+                let mut identity = DiskIdentity::new(membership.cluster, node, disk.id);
+                identity.openings.accepted = opening;
+                identity.map = map;
                 blocking(move || DiskIdentity::format(&path, identity)).await?;
                 open(&config, &disk.lock).await?
             }
@@ -152,8 +159,10 @@ pub async fn run(
 struct Found {
     lock: DiskLock,
     id: DiskId,
-    cluster: Option<ClusterId>,
-    formatted: bool,
+    /// `None`: it is to be formatted.
+    identity: Option<DiskIdentity>,
+    /// The mark of this opening.
+    opening: u64,
     capacity: u64,
 }
 
@@ -176,8 +185,8 @@ impl Found {
             Err(error) => return Err(unusable(&format_args!("cannot be used: {error}"))),
         }
         let lock = DiskLock::acquire(path)?;
-        let identity = DiskIdentity::load(path)?;
-        if let Some(identity) = identity
+        let mut identity = DiskIdentity::load(path)?;
+        if let Some(identity) = &identity
             && identity.node != node
         {
             let what = format!(
@@ -193,22 +202,36 @@ impl Found {
                 format!("disk directory {}: {e}", path.display()),
             )
         })?;
+        let mut opening = rand::random::<u64>() | 1;
+        if let Some(identity) = &mut identity {
+            identity.propose(path, opening)?;
+            opening = identity.openings.proposed;
+        }
         Ok(Self {
             id: identity.map_or_else(|| DiskId(rand::random()), |identity| identity.disk),
-            cluster: identity.map(|identity| identity.cluster),
-            formatted: identity.is_some(),
+            identity,
+            opening,
             capacity: stat.f_blocks * stat.f_frsize,
             lock,
         })
     }
 
-    fn describe(&self) -> Disk {
-        let path = self.lock.path().display().to_string();
-        Disk {
-            id: self.id,
-            path,
+    /// As the cluster manager is told.
+    fn describe(&self) -> pb::DiskMsg {
+        pb::DiskMsg {
+            id: self.id.to_bytes(),
+            path: self.lock.path().display().to_string(),
             capacity: self.capacity,
+            opening: self.opening,
+            last_opening: self
+                .identity
+                .map_or(0, |identity| identity.openings.accepted),
         }
+    }
+
+    /// A map that the cluster has certainly seen.
+    fn map(&self) -> MapVersion {
+        self.identity.map_or(MapVersion(0), |identity| identity.map)
     }
 }
 
@@ -226,7 +249,7 @@ fn validate(config: &StorageConfig) -> Result<()> {
 fn one_cluster(found: &[Found]) -> Result<Option<ClusterId>> {
     let mut cluster = None;
     for disk in found {
-        match (cluster, disk.cluster) {
+        match (cluster, disk.identity.map(|identity| identity.cluster)) {
             (Some(a), Some(b)) if a != b => {
                 let what = format!(
                     "disk {} belongs to cluster {b}, another disk of this node to {a}; remove one from `disks`",

@@ -14,7 +14,7 @@ use emberfs_proto::pb::cluster_client::ClusterClient;
 use emberfs_proto::pb::metadata_client::MetadataClient;
 use emberfs_proto::wire::MAX_VERSION;
 use emberfs_proto::{Error, ErrorCode, pb};
-use emberfs_tests::{ClusterOptions, Outcome, TestCluster, emberfs_binary, pattern, run};
+use emberfs_tests::{ClusterOptions, Outcome, TestCluster, emberfs_binary, pattern, run, wait};
 
 fn small(mount: bool) -> Result<TestCluster> {
     TestCluster::with(ClusterOptions {
@@ -146,6 +146,137 @@ fn a_missing_unmounted_foreign_or_newer_disk_is_refused_and_its_own_one_brings_t
     );
     cluster.fsck()?.expect_code(0)?;
     Ok(())
+}
+
+fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    run(Command::new("cp").arg("-a").arg(from).arg(to))?.expect_code(0)?;
+    Ok(())
+}
+
+#[test]
+fn an_older_copy_of_a_disk_is_refused_and_the_newest_one_brings_the_data_back() -> Result<()> {
+    let cluster = small(true)?;
+    let place = |name: &str| cluster.dir().join("storage-1").join(name);
+    let (disk, older, newest) = (place("disk-1"), place("older"), place("newest"));
+    cluster.stop_process("storage-1")?;
+    copy_tree(&disk, &older)?;
+    cluster.start_process("storage-1")?;
+    let data = pattern(1_000_001, 5);
+    fs::write(cluster.mount().join("kept"), &data)?;
+    cluster.stop_process("storage-1")?;
+    fs::rename(&disk, &newest)?;
+    fs::rename(&older, &disk)?;
+    // Trying again and again must not wear the check down.
+    for _ in 0..3 {
+        cluster.emberfs("start", &["storage-1"])?.expect_refusal(&[
+            &disk.display().to_string(),
+            "older copy",
+            "`emberfs replace`",
+        ])?;
+    }
+    let status = cluster.status_json()?;
+    let problems = status["problems"].as_array().context("no problems")?;
+    ensure!(
+        problems.iter().any(|p| p["code"] == "node-refused"),
+        "status does not say why: {status}"
+    );
+    fs::remove_dir_all(&disk)?;
+    fs::rename(&newest, &disk)?;
+    let clone = place("clone");
+    copy_tree(&disk, &clone)?;
+    let conf = edited(
+        &cluster,
+        "storage-1",
+        &[("disks", &format!("[{disk:?}, {clone:?}]"))],
+    )?;
+    emberfs(&["storage", "--config"], &conf)?.expect_refusal(&[
+        &clone.display().to_string(),
+        "same disk",
+        "out of `disks`",
+    ])?;
+    cluster.start_process("storage-1")?;
+    ensure!(
+        fs::read(cluster.mount().join("kept"))? == data,
+        "read other bytes than written"
+    );
+    cluster.fsck()?.expect_code(0)?;
+    cluster.wait_status(0, Duration::from_secs(10))
+}
+
+#[test]
+fn a_metadata_store_older_than_its_cluster_is_obeyed_by_nobody() -> Result<()> {
+    let settings = [
+        "storage.durability=process",
+        "meta.lease_ms=1000",
+        "meta.heartbeat_ms=200",
+    ];
+    let cluster = TestCluster::with(ClusterOptions {
+        mount: false,
+        settings: settings.map(str::to_owned).to_vec(),
+        ..ClusterOptions::new(2, 2)
+    })?;
+    let place = |name: &str| cluster.dir().join(name);
+    let (store, older, newest) = (place("meta-1"), place("older"), place("newest"));
+    ensure!(store.is_dir(), "the metadata store is elsewhere");
+    cluster.stop_process("meta-1")?;
+    copy_tree(&store, &older)?;
+    cluster.start_process("meta-1")?;
+    cluster.stop_process("storage-1")?;
+    cluster.start_process("storage-1")?;
+    cluster.wait_status(0, Duration::from_secs(10))?;
+    cluster.stop_process("meta-1")?;
+    fs::rename(&store, &newest)?;
+    fs::rename(&older, &store)?;
+    cluster.start_process("meta-1")?;
+    let mut shown = String::new();
+    wait(Duration::from_secs(10), || {
+        let status = cluster.status_json()?;
+        shown = status.to_string();
+        let problems = status["problems"].as_array().context("no problems")?;
+        let is_said = |p: &serde_json::Value| {
+            let what = p["what"].as_str().unwrap_or_default();
+            p["code"] == "node-refused" && what.contains("store is older than the cluster")
+        };
+        Ok(problems.iter().any(is_said))
+    })
+    .with_context(|| format!("status does not say why: {shown}"))?;
+    // Also a server that has just started remembers.
+    cluster.stop_process("storage-1")?;
+    cluster
+        .emberfs("start", &["storage-1"])?
+        .expect_refusal(&["older than the cluster", "`data_dir`"])?;
+    let log = cluster.log("storage-2");
+    ensure!(
+        log.lines()
+            .any(|l| l.contains("ERROR") && l.contains("older than the cluster")),
+        "storage-2 does not say so: {log}"
+    );
+    cluster.stop_process("meta-1")?;
+    fs::remove_dir_all(&store)?;
+    fs::rename(&newest, &store)?;
+    cluster.start_process("meta-1")?;
+    cluster.start_process("storage-1")?;
+    cluster.wait_status(0, Duration::from_secs(20))
+}
+
+#[test]
+fn a_second_server_with_the_id_of_one_that_runs_is_refused() -> Result<()> {
+    let cluster = small(false)?;
+    let disk = cluster.dir().join("second-disk");
+    fs::create_dir(&disk)?;
+    let keys = [
+        ("disks", &*format!("[{disk:?}]")),
+        ("listen", "\"127.0.0.1:0\""),
+        ("admin_listen", "\"127.0.0.1:0\""),
+    ];
+    let conf = edited(&cluster, "storage-1", &keys)?;
+    emberfs(&["storage", "--config"], &conf)?
+        .expect_refusal(&["node n1 runs already at", "give it another id"])?;
+    ensure!(
+        !disk.join("disk.toml").exists(),
+        "the stranger's disk was taken in"
+    );
+    cluster.wait_status(0, Duration::from_secs(10))
 }
 
 /// The disk is a ramfs, which refuses O_DIRECT.

@@ -58,6 +58,9 @@ pub(crate) enum Command {
     /// Show or change what may change while the cluster runs
     #[command(after_long_help = crate::settings::HELP)]
     Settings(SettingsArgs),
+    /// List chains: their targets with node, disk and state, head first
+    #[command(after_long_help = crate::chains::JSON_HELP)]
+    Chains(ChainsArgs),
     /// Measure a cluster or any directory
     Bench(BenchArgs),
     /// Look at configuration files
@@ -201,6 +204,70 @@ pub(crate) struct SettingsArgs {
     /// What to change; without, all settings are shown
     #[arg(value_name = "KEY=VALUE")]
     pub(crate) changes: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ChainsArgs {
+    /// Directory of the cluster on this host
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR, global = true)]
+    pub(crate) dir: PathBuf,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// What else
+    #[command(subcommand)]
+    pub(crate) command: Option<ChainsCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ChainsCommand {
+    /// Show how evenly a node's death falls on the others: of the running cluster's chains, or of a plan
+    #[command(after_long_help = crate::chains::PLAN_HELP)]
+    Plan(PlanArgs),
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct PlanArgs {
+    /// Plan for so many nodes; needs no cluster
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=2000))]
+    pub(crate) nodes: Option<u32>,
+    /// Disks of each node
+    #[arg(long, value_name = "D", default_value_t = 1, requires = "nodes", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) disks: u32,
+    /// Copies of each chunk
+    #[arg(long, value_name = "K", default_value_t = 3, requires = "nodes", value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub(crate) replicas: u32,
+    /// Targets on each disk, at least [default: 8, or so many more that the load can be even]
+    #[arg(long, value_name = "T", requires = "nodes", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) targets_per_disk: Option<u32>,
+    /// Estimate how long redundancy takes to come back after a node's death, with up to N nodes
+    #[arg(long, requires = "nodes")]
+    pub(crate) restore: bool,
+    #[command(flatten)]
+    pub(crate) hardware: HardwareArgs,
+}
+
+/// What `--restore` assumes of each node.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct HardwareArgs {
+    /// Network of a node in each direction, in gigabits per second
+    #[arg(long, value_name = "GBIT", default_value_t = 400, requires = "restore", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) nic_gbit: u32,
+    /// Size of a disk
+    #[arg(long, value_name = "SIZE", default_value = "14T", requires = "restore", value_parser = parse_bytes)]
+    pub(crate) disk_size: u64,
+    /// What a disk reads per second
+    #[arg(long, value_name = "SIZE", default_value = "6G", requires = "restore", value_parser = parse_bytes)]
+    pub(crate) disk_read: u64,
+    /// What a disk writes per second
+    #[arg(long, value_name = "SIZE", default_value = "3G", requires = "restore", value_parser = parse_bytes)]
+    pub(crate) disk_write: u64,
+    /// How full the disks are, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 75, requires = "restore", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) fill: u32,
+    /// What resync may take of a network port and a disk that serve clients, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 30, requires = "restore", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) share: u32,
 }
 
 #[derive(Args, Debug)]

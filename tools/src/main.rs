@@ -4,6 +4,7 @@
 //! on standard error. Standard output carries only what was asked for.
 
 mod bench;
+mod chains;
 mod cli;
 mod cluster_dir;
 mod config_file;
@@ -93,6 +94,7 @@ async fn run(cli: Cli) -> Result<Exit> {
         Command::Health(args) => status::health(cluster, args).await,
         Command::Fsck(args) => fsck::fsck(cluster, args).await,
         Command::Settings(args) => settings::settings(cluster, args).await,
+        Command::Chains(args) => chains::chains(cluster, args).await,
         Command::Bench(args) => bench::bench(cluster, args).await,
         Command::Config(ConfigCommand::Check(args)) => config_file::check(&args),
     }

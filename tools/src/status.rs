@@ -14,6 +14,8 @@ use crate::failure::{Context, Exit, Result};
 use crate::output::say;
 use crate::rpc::Seat;
 
+pub(crate) use judge::public_state;
+
 use report::{Overall, StatusReport};
 
 /// The shape of `--json`, for `--help`.

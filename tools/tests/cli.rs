@@ -58,6 +58,10 @@ fn failures_are_one_line_with_a_way_out_and_their_own_exit_code() {
         (&["health", "--dir", dir], 2, "--cluster"),
         (&["fsck", "--dir", dir], 2, "--cluster"),
         (&["fsck", "--cluster", "127.0.0.1:1"], 2, "127.0.0.1:1"),
+        (&["chains", "--dir", dir], 2, "--cluster"),
+        (&["chains", "plan", "--dir", dir], 2, "--cluster"),
+        (&["chains", "--cluster", "127.0.0.1:1"], 2, "127.0.0.1:1"),
+        (&["chains", "plan", "--nodes", "2"], 1, "lower replicas"),
         (&["umount", dir], 1, "not mounted"),
         (
             &["mount", "127.0.0.1:1", dir, "-o", "rox"],
@@ -90,6 +94,29 @@ fn an_unreachable_cluster_is_broken_and_json_says_so() {
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(json["status"], "broken");
     assert_eq!(json["problems"][0]["code"], "meta-unreachable");
+}
+
+#[test]
+fn a_plan_needs_no_cluster_and_is_the_same_each_time() {
+    let plan = || emberfs(&["chains", "plan", "--nodes", "25", "--disks", "8", "--json"]);
+    let output = plan();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((&json["nodes"], &json["disks"]), (&25.into(), &200.into()));
+    assert_eq!(json["reads"]["ratio"], 1.0);
+    assert_eq!(plan().stdout, output.stdout);
+    let study = [
+        "chains",
+        "plan",
+        "--nodes",
+        "18",
+        "--disks",
+        "2",
+        "--restore",
+    ];
+    let output = emberfs(&study);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("ONTO ALL OTHERS"));
 }
 
 #[test]

@@ -6,14 +6,16 @@
 //! durable step: the new incarnation enters the map together with the verdict on the old one. A
 //! claim made before this step is stale in the second pass if the first changed the chain.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use emberfs_proto::cluster::{Chain, ClusterMap, LocalState, Node, PublicState, Target};
-use emberfs_proto::ids::{ChainId, ChainTableId, ChainTableVersion, ChainVersion, TargetId};
+use emberfs_proto::ids::{
+    ChainId, ChainTableId, ChainTableVersion, ChainVersion, DiskId, TargetId,
+};
 use emberfs_proto::{Error, Result};
 
 use super::members::Members;
-use super::placement::{self, Candidate};
+use super::placement::{self, Candidate, DEFAULT_TARGETS_PER_DISK};
 use super::state::{self, Replica, Step};
 
 /// The table that new files use.
@@ -24,6 +26,7 @@ const FIRST_TABLE: ChainTableId = ChainTableId(1);
 pub(super) struct Layout {
     pub(super) replicas: u32,
     pub(super) expected_nodes: u32,
+    /// 0: as many as balance well.
     pub(super) targets_per_disk: u32,
 }
 
@@ -41,7 +44,17 @@ pub(super) fn evaluate(map: &ClusterMap, members: &Members, layout: &Layout) -> 
     let mut new = map.clone();
     for session in members.sessions() {
         new.nodes.insert(session.node.id, session.node.clone());
+        new.openings.extend(&session.openings);
     }
+    // Of a disk that is neither here nor holds a replica nothing needs to be remembered.
+    let here = new
+        .nodes
+        .values()
+        .flat_map(|node| &node.disks)
+        .map(|disk| disk.id);
+    let used = new.targets.values().map(|target| target.disk);
+    let known: BTreeSet<DiskId> = here.chain(used).collect();
+    new.openings.retain(|disk, _| known.contains(disk));
     for chain in map.chains.values() {
         let step = evaluate_chain(chain, map, members);
         if step.changed {
@@ -141,7 +154,11 @@ fn create_chains(new: &mut ClusterMap, members: &Members, layout: &Layout) -> Re
     if candidates.is_empty() || candidates.len() < layout.expected_nodes as usize {
         return Ok(());
     }
-    let plan = placement::plan(&candidates, layout.replicas, layout.targets_per_disk)?;
+    let per_disk = match layout.targets_per_disk {
+        0 => placement::targets_per_disk(&candidates, layout.replicas, DEFAULT_TARGETS_PER_DISK),
+        chosen => chosen,
+    };
+    let plan = placement::plan(&candidates, layout.replicas, per_disk)?;
     let mut targets = BTreeMap::new();
     let mut next = (1..).map(TargetId);
     for (id, slots) in (1..).map(ChainId).zip(&plan.chains) {

@@ -20,14 +20,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::evaluate::{Layout, evaluate};
 use super::members::{Members, Suspect};
-use super::placement::DEFAULT_TARGETS_PER_DISK;
 use super::probe::{self, Prober};
 use super::service::ClusterService;
 use super::store::Store;
 use crate::kv::Engine;
 
+mod refusals;
 mod requests;
 
+use refusals::Refusals;
 pub(super) use requests::stopping;
 
 /// How often leases are looked at. A death by lease is noticed this much late at most.
@@ -42,7 +43,9 @@ pub struct ManagerConfig {
     pub replicas: u32,
     /// Chains are created as soon as so many nodes with disks have registered.
     pub expected_nodes: u32,
-    /// Targets on each disk, when chains are first created.
+    /// Targets on each disk, when chains are first created; 0: [`placement::targets_per_disk`] says.
+    ///
+    /// [`placement::targets_per_disk`]: super::placement::targets_per_disk
     pub targets_per_disk: u32,
     /// How long a node may serve after its last answered heartbeat.
     pub lease: Duration,
@@ -55,7 +58,7 @@ impl Default for ManagerConfig {
         Self {
             replicas: 3,
             expected_nodes: 1,
-            targets_per_disk: DEFAULT_TARGETS_PER_DISK,
+            targets_per_disk: 0,
             lease: Duration::from_secs(5),
             heartbeat: Duration::from_secs(1),
         }
@@ -64,9 +67,9 @@ impl Default for ManagerConfig {
 
 impl ManagerConfig {
     fn validate(&self) -> Result<()> {
-        let counts = [self.replicas, self.expected_nodes, self.targets_per_disk];
+        let counts = [self.replicas, self.expected_nodes];
         let what = if counts.contains(&0) {
-            "replicas, expected_nodes and targets_per_disk must be at least 1"
+            "replicas and expected_nodes must be at least 1"
         } else if self.heartbeat.is_zero() || self.lease < 2 * self.heartbeat {
             "the lease must be at least two heartbeats long, so that one lost heartbeat costs nothing"
         } else {
@@ -92,6 +95,7 @@ pub struct Manager {
     /// Ends every stream when the background loop ends.
     closing: CancellationToken,
     prober: Prober,
+    refusals: Refusals,
     /// How many nodes were there when a shortage was last logged.
     shortage_logged: AtomicU64,
 }
@@ -129,6 +133,7 @@ impl Manager {
             moved: watch::Sender::new(()),
             closing: CancellationToken::new(),
             prober,
+            refusals: Refusals::default(),
             shortage_logged: AtomicU64::new(0),
         }))
     }

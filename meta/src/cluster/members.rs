@@ -10,13 +10,17 @@
 //! claims what was true before. The exception is a *fresh* replica, whose process never saw
 //! itself SYNCING or SERVING and so cannot be mistaken: registering is claim enough.
 
+pub(super) mod identity;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use emberfs_proto::cluster::{ClusterMap, Disk, LocalState, Node, PublicState};
-use emberfs_proto::ids::{ChainVersion, DiskId, IncarnationId, NodeId, TargetId};
+use emberfs_proto::cluster::{ClusterMap, LocalState, Node, PublicState};
+use emberfs_proto::ids::{ChainVersion, DiskId, IncarnationId, MapVersion, NodeId, TargetId};
 use emberfs_proto::{Error, ErrorCode, Result, pb};
 use tokio::time::Instant;
+
+use identity::Announcement;
 
 /// Least time added to a lease before the manager relies on its end; see [`margin`].
 pub(super) const LEASE_MARGIN: Duration = Duration::from_millis(100);
@@ -43,6 +47,8 @@ pub(super) struct StreamId(u64);
 pub(super) struct Session {
     /// As it registered; `alive` is the verdict of now, which the map follows.
     pub(super) node: Node,
+    /// The marks of the openings of its disks, as it registered.
+    pub(super) openings: BTreeMap<DiskId, u64>,
     /// Heard of since the manager started.
     pub(super) returned: bool,
     /// It may serve until then, in the worst case.
@@ -123,6 +129,10 @@ pub(super) struct Members {
     /// Nothing is judged before this; `None` once settled.
     settle_until: Option<Instant>,
     next_stream: u64,
+    /// Some node knows a newer map than this manager started from. Then nobody is judged and nobody
+    /// obeys: with each judgment the old map's version would draw nearer to the newer ones, and in the end
+    /// pass for one of them.
+    outdated: Option<Error>,
     /// Something changed that may change the map.
     dirty: bool,
 }
@@ -133,6 +143,7 @@ impl Members {
         let deadline = now + lease + margin(lease) + SETTLE_MARGIN;
         let session = |node: &Node| Session {
             node: node.clone(),
+            openings: BTreeMap::new(),
             returned: false,
             lease_until: deadline,
             heard: None,
@@ -163,6 +174,7 @@ impl Members {
                 .collect(),
             settle_until: Some(deadline),
             next_stream: 1,
+            outdated: None,
             dirty: true,
         }
     }
@@ -177,6 +189,24 @@ impl Members {
 
     pub(super) fn is_settling(&self) -> bool {
         self.settle_until.is_some()
+    }
+
+    /// Refuses whoever has adopted a newer map than is in force; everybody, if that came out before this
+    /// manager had judged anybody.
+    pub(super) fn check_version(
+        &mut self,
+        node: NodeId,
+        adopted: MapVersion,
+        map: &ClusterMap,
+    ) -> Result<()> {
+        if let Some(error) = &self.outdated {
+            return Err(error.clone());
+        }
+        let checked = identity::check_version(node, adopted, map);
+        if let (Err(error), true) = (&checked, self.is_settling()) {
+            self.outdated = Some(error.clone());
+        }
+        checked
     }
 
     /// Whether something may have changed since the last call.
@@ -211,13 +241,12 @@ impl Members {
     /// A node announces itself.
     pub(super) fn register(
         &mut self,
-        node: Node,
+        announced: Announcement,
         map: &ClusterMap,
         now: Instant,
     ) -> Result<Admission> {
-        for disk in &node.disks {
-            self.check_disk(&node, disk, map)?;
-        }
+        identity::check_disks(&announced, self, map)?;
+        let Announcement { node, openings, .. } = announced;
         let same = match self.sessions.get(&node.id) {
             Some(old) if old.node.incarnation == node.incarnation => true,
             // The same address with no stream left: the old process has closed its listener, which
@@ -239,7 +268,7 @@ impl Members {
             self.settle_until.unwrap_or(now).max(now) + self.lease + margin(self.lease);
         if let Some(old) = self.sessions.get_mut(&node.id).filter(|_| same) {
             let lease_until = lease_until.max(old.lease_until);
-            old.node = node;
+            (old.node, old.openings) = (node, openings);
             (old.returned, old.lease_until) = (true, lease_until);
         } else {
             for target in map.targets.values().filter(|t| t.node == node.id) {
@@ -252,6 +281,7 @@ impl Members {
             }
             let session = Session {
                 node,
+                openings,
                 returned: true,
                 lease_until,
                 heard: None,
@@ -266,34 +296,6 @@ impl Members {
         }
         self.dirty = true;
         Ok(Admission::Admitted)
-    }
-
-    fn check_disk(&self, node: &Node, disk: &Disk, map: &ClusterMap) -> Result<()> {
-        let foreign = |what: String| Err(Error::new(ErrorCode::ForeignDisk, what));
-        let other = self
-            .sessions
-            .values()
-            .find(|s| s.node.id != node.id && s.node.disks.iter().any(|d| d.id == disk.id));
-        if let Some(other) = other {
-            return foreign(format!(
-                "disk {} at {} belongs to node {}; move it back, or give node {} an empty disk",
-                disk.id, disk.path, other.node.id, node.id
-            ));
-        }
-        // A new disk where one with replicas was: most likely that one is not mounted.
-        let before = self.sessions.get(&node.id);
-        let lost = before.into_iter().flat_map(|s| &s.node.disks).find(|old| {
-            old.path == disk.path
-                && node.disks.iter().all(|d| d.id != old.id)
-                && map.targets.values().any(|t| t.disk == old.id)
-        });
-        lost.map_or(Ok(()), |lost| {
-            foreign(format!(
-                "{} of node {} holds an empty disk where disk {} with replicas was; mount that one, or give \
-                 the empty one another directory",
-                disk.path, node.id, lost.id
-            ))
-        })
     }
 
     /// A heartbeat stream begins with its first message.
@@ -431,6 +433,9 @@ impl Members {
     /// Lets time pass: buries those whose lease has run out, ends settling, names whom to probe.
     pub(super) fn tick(&mut self, map: &ClusterMap, now: Instant) -> Tick {
         let mut tick = Tick::default();
+        if self.outdated.is_some() {
+            return tick;
+        }
         if let Some(deadline) = self.settle_until {
             let missing = self.sessions.values().any(|s| s.node.alive && !s.returned);
             if !missing || now >= deadline {

@@ -10,6 +10,7 @@
 //! | `C c` chain (4 bytes) | `ChainMsg` |
 //! | `C s` | `SettingsMsg`; absent until something was set |
 //! | `C x` table (4 bytes) version (4 bytes) | `ChainTableMsg` |
+//! | `C o` disk (16 bytes) | `OpeningMsg` |
 //!
 //! Every transaction first reads the primary lease and fails with [`ErrorCode::NotPrimary`] unless
 //! this store took the last term; the read is a conflict, so a take-over that commits
@@ -39,6 +40,7 @@ const NODE: u8 = b'n';
 const TARGET: u8 = b't';
 const CHAIN: u8 = b'c';
 const TABLE: u8 = b'x';
+const OPENING: u8 = b'o';
 /// Records read per call while loading.
 const PAGE: usize = 4096;
 
@@ -195,6 +197,9 @@ fn records(map: &ClusterMap) -> Records {
     {
         out.insert(SETTINGS_KEY.to_vec(), settings.encode_to_vec());
     }
+    for opening in &msg.openings {
+        out.insert(key(OPENING, &opening.disk), opening.encode_to_vec());
+    }
     out
 }
 
@@ -219,6 +224,7 @@ fn load(txn: &mut dyn Transaction) -> Result<Option<ClusterMap>> {
         targets: read_all(txn, TARGET)?,
         chains: read_all(txn, CHAIN)?,
         tables: read_all(txn, TABLE)?,
+        openings: read_all(txn, OPENING)?,
     };
     let map = ClusterMap::try_from(&msg);
     map.map(Some).map_err(|error| damaged("map").context(error))

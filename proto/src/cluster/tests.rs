@@ -48,6 +48,7 @@ fn map(states: &[PublicState]) -> ClusterMap {
         (ChainTableId(1), ChainTableVersion(2)),
         vec![ChainId(1), ChainId(1)],
     );
+    map.openings.insert(DiskId(1), u64::MAX);
     map
 }
 

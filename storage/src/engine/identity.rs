@@ -3,12 +3,16 @@
 //! A storage server writes `disk.toml` once, into an empty directory, and afterwards refuses any
 //! directory whose identity is not its own: a disk that was moved to another node or cluster, or a
 //! mount point whose disk is not mounted, must never be taken for an empty replica.
+//!
+//! An older copy of the disk (a restored snapshot, a clone) has the same identity. The marks of its
+//! openings tell it apart ([`Openings`]): the cluster manager remembers the last one that it
+//! accepted, and refuses a disk that does not bear it.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
-use emberfs_proto::ids::{ClusterId, DiskId, NodeId};
+use emberfs_proto::ids::{ClusterId, DiskId, MapVersion, NodeId};
 use emberfs_proto::{Error, ErrorCode, Result};
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +36,20 @@ pub struct DiskIdentity {
     pub disk: DiskId,
     /// Version of the format on the disk.
     pub format_version: u32,
+    /// The marks that it bears.
+    pub openings: Openings,
+    /// The newest cluster map when its server last registered: one that the cluster has certainly seen.
+    pub map: MapVersion,
+}
+
+/// Marks of a disk's openings, drawn at random; 0 is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Openings {
+    /// Of the last opening that the cluster manager accepted, as far as this disk was told.
+    pub accepted: u64,
+    /// Of the opening after that one: durable here before the manager hears of it, and kept until it
+    /// is accepted, however often the server is killed meanwhile.
+    pub proposed: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -41,6 +59,13 @@ struct OnDisk {
     cluster: String,
     node: u32,
     disk: String,
+    /// Marks, in hexadecimal: TOML has no unsigned 64-bit numbers.
+    #[serde(default)]
+    opening: String,
+    #[serde(default)]
+    next_opening: String,
+    #[serde(default)]
+    map_version: u64,
 }
 
 /// Only the version, which every format has.
@@ -57,6 +82,8 @@ impl DiskIdentity {
             node,
             disk,
             format_version: FORMAT_VERSION,
+            openings: Openings::default(),
+            map: MapVersion(0),
         }
     }
 
@@ -100,12 +127,21 @@ impl DiskIdentity {
         let disk: OnDisk = toml::from_str(&text).map_err(|e| damaged(&e))?;
         let cluster = ClusterId::parse(&disk.cluster).ok_or_else(|| damaged(&"bad cluster id"))?;
         let id = DiskId::parse(&disk.disk).ok_or_else(|| damaged(&"bad disk id"))?;
-        let (node, format_version) = (NodeId(disk.node), disk.format_version);
+        let mark = |text: &str| match text {
+            "" => Ok(0),
+            text => u64::from_str_radix(text, 16).map_err(|_| damaged(&"bad mark of an opening")),
+        };
+        let openings = Openings {
+            accepted: mark(&disk.opening)?,
+            proposed: mark(&disk.next_opening)?,
+        };
         Ok(Some(Self {
             cluster,
-            node,
+            node: NodeId(disk.node),
             disk: id,
-            format_version,
+            format_version: disk.format_version,
+            openings,
+            map: MapVersion(disk.map_version),
         }))
     }
 
@@ -147,11 +183,49 @@ impl DiskIdentity {
             );
             return Err(foreign(what));
         }
+        std::fs::create_dir_all(path).map_err(|error| unwritable(path, &error))?;
+        identity.save(path)
+    }
+
+    /// The mark for this opening of the disk at `path`, which bears this identity: the one already
+    /// proposed, or `new` (not 0), which the disk then bears. Blocks; durable when it returns.
+    pub fn propose(&mut self, path: &Path, new: u64) -> Result<()> {
+        if self.openings.proposed != 0 {
+            return Ok(());
+        }
+        self.openings.proposed = new;
+        self.save(path)
+    }
+
+    /// The cluster manager has accepted the mark that was proposed, if one was, and told of map `map`.
+    /// Blocks; durable when it returns.
+    pub fn accept(mut self, path: &Path, map: MapVersion) -> Result<()> {
+        if self.openings.proposed != 0 {
+            self.openings = Openings {
+                accepted: self.openings.proposed,
+                proposed: 0,
+            };
+        }
+        self.map = self.map.max(map);
+        self.save(path)
+    }
+
+    fn save(&self, path: &Path) -> Result<()> {
+        let mark = |mark: u64| {
+            if mark == 0 {
+                String::new()
+            } else {
+                format!("{mark:016x}")
+            }
+        };
         let on_disk = OnDisk {
-            format_version: identity.format_version,
-            cluster: identity.cluster.to_string(),
-            node: identity.node.0,
-            disk: identity.disk.to_string(),
+            format_version: self.format_version,
+            cluster: self.cluster.to_string(),
+            node: self.node.0,
+            disk: self.disk.to_string(),
+            opening: mark(self.openings.accepted),
+            next_opening: mark(self.openings.proposed),
+            map_version: self.map.0,
         };
         let text = toml::to_string(&on_disk).map_err(|e| {
             Error::new(
@@ -160,7 +234,6 @@ impl DiskIdentity {
             )
         })?;
         let write = || {
-            std::fs::create_dir_all(path)?;
             let new = path.join("disk.toml.new");
             let mut file = File::create(&new)?;
             file.write_all(text.as_bytes())?;
@@ -168,10 +241,7 @@ impl DiskIdentity {
             std::fs::rename(&new, path.join(IDENTITY_FILE))?;
             File::open(path)?.sync_all()
         };
-        write().map_err(|error: std::io::Error| {
-            let what = format!("formatting disk {}: {error}", path.display());
-            Error::new(ErrorCode::DiskError, what)
-        })
+        write().map_err(|error: std::io::Error| unwritable(path, &error))
     }
 }
 
@@ -232,6 +302,14 @@ fn first_stranger(path: &Path) -> Result<Option<String>> {
 
 fn foreign(what: String) -> Error {
     Error::new(ErrorCode::ForeignDisk, what)
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Error {
+    let what = format!(
+        "writing {IDENTITY_FILE} of disk {}: {error}",
+        path.display()
+    );
+    Error::new(ErrorCode::DiskError, what)
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Error {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use emberfs_proto::cluster::{ClusterMap, Disk};
+use emberfs_proto::cluster::ClusterMap;
 use emberfs_proto::ids::{ClusterId, IncarnationId, MapVersion, NodeId};
 use emberfs_proto::pb::cluster_client::ClusterClient;
 use emberfs_proto::wire::MAX_VERSION;
@@ -22,6 +22,11 @@ const BACK_OFF: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// HTTP/2 pings on an idle connection: a manager whose host fell silent is noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// So often the manager may say that another process runs under this node's id, each time because that one
+/// has just sent a heartbeat: it is not on its way out.
+const MAX_CONFLICTS: u32 = 3;
+/// Complaints that repeat are logged this often at most.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 /// Longest wait for the manager to let this node go.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -40,8 +45,10 @@ pub struct Registration {
     pub data_addr: String,
     /// Where others reach its management service.
     pub admin_addr: String,
-    /// Its disks.
-    pub disks: Vec<Disk>,
+    /// Its disks, with the marks of their openings.
+    pub disks: Vec<pb::DiskMsg>,
+    /// The newest map that its last run knew of.
+    pub seen: MapVersion,
 }
 
 /// What the manager answered.
@@ -51,6 +58,8 @@ pub struct Membership {
     pub cluster: ClusterId,
     /// Time between heartbeats.
     pub heartbeat: Duration,
+    /// A map that names this run of the node.
+    pub map: MapVersion,
 }
 
 impl Registration {
@@ -72,10 +81,16 @@ impl Registration {
         Ok(ClusterClient::new(channel))
     }
 
-    /// Registers, waiting for the manager as long as it takes; a refusal is final.
-    pub async fn register(&self, stop: &CancellationToken) -> Result<Membership> {
+    /// Registers, having adopted map `adopted`, and waits for the manager as long as it takes; a
+    /// refusal is final.
+    pub async fn register(
+        &self,
+        adopted: MapVersion,
+        stop: &CancellationToken,
+    ) -> Result<Membership> {
         let mut client = self.client()?;
         let mut wait = BACK_OFF[0];
+        let mut conflicts = 0;
         loop {
             let request = pb::RegisterRequest {
                 cluster: self.cluster.map(ClusterId::to_bytes).unwrap_or_default(),
@@ -84,7 +99,8 @@ impl Registration {
                 protocol_version: MAX_VERSION,
                 data_addr: self.data_addr.clone(),
                 admin_addr: self.admin_addr.clone(),
-                disks: self.disks.iter().map(pb::DiskMsg::from).collect(),
+                disks: self.disks.clone(),
+                map_version: self.seen.max(adopted).0,
             };
             let reply = tokio::select! {
                 reply = client.register(request) => reply,
@@ -92,13 +108,12 @@ impl Registration {
             };
             match reply.map_err(Error::from) {
                 Ok(reply) => return membership(&reply.into_inner()),
-                Err(error)
-                    if error.retry() == RetryClass::Never
-                        && error.code != ErrorCode::NodeConflict =>
-                {
-                    return Err(error.context(format!("metadata server {}", self.meta)));
-                }
                 Err(error) => {
+                    conflicts += u32::from(error.code == ErrorCode::NodeConflict);
+                    let waits = error.code == ErrorCode::NodeConflict && conflicts < MAX_CONFLICTS;
+                    if error.retry() == RetryClass::Never && !waits {
+                        return Err(error.context(format!("metadata server {}", self.meta)));
+                    }
                     tracing::warn!(meta = %self.meta, %error, "cannot register yet; trying again");
                 }
             }
@@ -122,15 +137,23 @@ impl Registration {
 
     async fn heartbeats(&self, node: &Arc<Node>, membership: Membership, stop: &CancellationToken) {
         let mut wait = BACK_OFF[0];
+        let mut complained: Option<Duration> = None;
         loop {
             let Err(error) = self.heartbeat_stream(node, membership, &mut wait).await;
-            if error.code == ErrorCode::UnknownNode {
+            let error = if error.code == ErrorCode::UnknownNode {
                 tracing::info!(%error, "the cluster manager does not know this node any more; registering again");
-                if let Err(error) = self.register(stop).await {
-                    tracing::error!(%error, "the cluster manager refuses this node");
-                }
+                self.register(node.map().version, stop).await.err()
             } else {
-                tracing::debug!(%error, "heartbeat stream ended");
+                Some(error)
+            };
+            let due = complained.is_none_or(|at| lease::now() >= at + COMPLAIN_EVERY);
+            match error {
+                Some(error) if error.retry() == RetryClass::Never && due => {
+                    complained = Some(lease::now());
+                    tracing::error!(%error, "the cluster manager refuses this node, which serves until its lease is over");
+                }
+                Some(error) => tracing::debug!(%error, "heartbeat stream ended"),
+                None => complained = None,
             }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(BACK_OFF[1]);
@@ -231,7 +254,11 @@ fn membership(reply: &pb::RegisterReply) -> Result<Membership> {
     let cluster = ClusterId::from_bytes(&reply.cluster)
         .ok_or_else(|| Error::new(ErrorCode::Protocol, "the manager sent no cluster id"))?;
     let heartbeat = Duration::from_millis(u64::from(reply.heartbeat_ms.max(10)));
-    Ok(Membership { cluster, heartbeat })
+    Ok(Membership {
+        cluster,
+        heartbeat,
+        map: MapVersion(reply.map_version),
+    })
 }
 
 fn stopped() -> Error {

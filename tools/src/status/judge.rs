@@ -144,13 +144,7 @@ fn target_report(target: &pb::TargetMsg, said: Option<&&pb::TargetReport>) -> Ta
         id: target.id,
         node: target.node,
         disk: disk_id(&target.disk),
-        state: match target.state() {
-            PublicState::Serving => "serving",
-            PublicState::LastServing => "last_serving",
-            PublicState::Syncing => "syncing",
-            PublicState::Waiting => "waiting",
-            PublicState::Offline | PublicState::Unspecified => "offline",
-        },
+        state: public_state(target.state()),
         local_state: match said.map(|said| said.state()) {
             Some(LocalState::UpToDate) => "up_to_date",
             Some(LocalState::Online) => "online",
@@ -158,6 +152,17 @@ fn target_report(target: &pb::TargetMsg, said: Option<&&pb::TargetReport>) -> Ta
         },
         sync_done: said.map_or(0, |said| said.sync_done),
         sync_total: said.map_or(0, |said| said.sync_total),
+    }
+}
+
+/// The manager's word on a target, as every verb says it.
+pub(crate) fn public_state(state: PublicState) -> &'static str {
+    match state {
+        PublicState::Serving => "serving",
+        PublicState::LastServing => "last_serving",
+        PublicState::Syncing => "syncing",
+        PublicState::Waiting => "waiting",
+        PublicState::Offline | PublicState::Unspecified => "offline",
     }
 }
 
@@ -227,6 +232,7 @@ fn check(
 ) -> Vec<Problem> {
     let mut problems = Vec::new();
     nodes(report, local, &mut problems);
+    refusals(reply, local, &mut problems);
     chains(report, local, &mut problems);
     disks(report, &mut problems);
     if reply.settling && problems.iter().any(|p| p.severity == Overall::Broken) {
@@ -256,6 +262,21 @@ fn nodes(report: &StatusReport, local: Option<&LocalFacts>, problems: &mut Vec<P
             severity: Overall::Degraded,
             what: format!("node {} ({}) is dead: {why}", node.name, node.data_addr),
             next: restart(local, &node.name),
+        });
+    }
+}
+
+fn refusals(reply: &pb::ReportReply, local: Option<&LocalFacts>, problems: &mut Vec<Problem>) {
+    for refusal in &reply.refusals {
+        let name = storage_name(refusal.node as usize);
+        problems.push(Problem {
+            code: "node-refused",
+            severity: Overall::Degraded,
+            what: format!("{name} is refused: {}", refusal.error),
+            next: match local {
+                Some(local) => format!("tail {}/run/{name}.log", local.dir),
+                None => format!("look at the log of {name} on its host"),
+            },
         });
     }
 }

@@ -115,7 +115,10 @@ impl Sim {
             alive: true,
             disks: vec![disk],
         };
-        let admitted = self.members.register(record, &self.map, self.now).unwrap();
+        let admitted = self
+            .members
+            .register(record.into(), &self.map, self.now)
+            .unwrap();
         assert_eq!(admitted, Admission::Admitted);
         node.stream = Some(self.members.attach(id, incarnation).unwrap());
     }

@@ -3,12 +3,13 @@
 //! disk, except `Register` and `Leave`, which promise a durable map.
 
 use emberfs_proto::cluster::{Disk, Node, Settings};
-use emberfs_proto::ids::{ClusterId, MapVersion, NodeId};
+use emberfs_proto::ids::{ClusterId, DiskId, MapVersion, NodeId};
 use emberfs_proto::wire::{MAX_VERSION, MIN_VERSION};
 use emberfs_proto::{Error, ErrorCode, Result, pb};
 use tokio::time::Instant;
 
 use super::Manager;
+use crate::cluster::members::identity::Announcement;
 use crate::cluster::members::{
     Admission, PROBE_INTERVAL, Session, StreamId, Suspect, parse_incarnation,
 };
@@ -34,17 +35,41 @@ impl Manager {
         &self,
         request: pb::RegisterRequest,
     ) -> Result<pb::RegisterReply> {
+        let node = NodeId(request.node);
+        let outcome = self.admit(&request).await;
+        match &outcome {
+            Ok(_) => self.refusals.forget(node),
+            Err(error) => self.refusals.note(node, error),
+        }
+        outcome
+    }
+
+    /// Refuses a node that has adopted a newer map than there is.
+    fn check_version(&self, node: u32, adopted: u64) -> Result<()> {
+        let map = self.map();
+        let mut members = self.members.lock();
+        let checked = members.check_version(NodeId(node), MapVersion(adopted), &map);
+        if checked.is_err() {
+            // It may concern those who wait, too.
+            self.moved.send_replace(());
+        }
+        checked
+    }
+
+    async fn admit(&self, request: &pb::RegisterRequest) -> Result<pb::RegisterReply> {
         self.check_cluster(&request.cluster)?;
-        let node = parse_node(&request)?;
+        let announced = parse_node(request)?;
+        let node = announced.node.clone();
+        self.check_version(request.node, request.map_version)?;
         let mut moved = self.moved.subscribe();
         let mut seen = None;
         loop {
             let map = self.map();
             moved.mark_unchanged();
-            let admission = self
-                .members
-                .lock()
-                .register(node.clone(), &map, Instant::now())?;
+            let admission =
+                self.members
+                    .lock()
+                    .register(announced.clone(), &map, Instant::now())?;
             let Admission::Contested {
                 addr,
                 incarnation,
@@ -83,6 +108,7 @@ impl Manager {
             cluster: self.cluster.to_bytes(),
             lease_ms: self.config.lease.as_millis() as u32,
             heartbeat_ms: self.config.heartbeat.as_millis() as u32,
+            map_version: self.map().version.0,
         })
     }
 
@@ -95,6 +121,7 @@ impl Manager {
             if self.map().nodes.get(&node.id).is_some_and(ours) {
                 return Ok(());
             }
+            self.check_version(node.id.0, 0)?;
             if !self
                 .members
                 .lock()
@@ -137,6 +164,8 @@ impl Manager {
         request: pb::HeartbeatRequest,
     ) -> Result<pb::HeartbeatReply> {
         let sequence = request.sequence;
+        self.check_version(request.node, request.map_version)
+            .inspect_err(|error| self.refusals.note(NodeId(request.node), error))?;
         let map = self.map();
         let news = self
             .members
@@ -233,11 +262,12 @@ impl Manager {
             nodes: members.sessions().map(node).collect(),
             settling: members.is_settling(),
             expected_nodes,
+            refusals: self.refusals.report(),
         }
     }
 }
 
-fn parse_node(request: &pb::RegisterRequest) -> Result<Node> {
+fn parse_node(request: &pb::RegisterRequest) -> Result<Announcement> {
     let invalid = |what: &str| {
         let what = format!("registration of node {} refused: {what}", request.node);
         Error::new(ErrorCode::InvalidArgument, what)
@@ -265,17 +295,27 @@ fn parse_node(request: &pb::RegisterRequest) -> Result<Node> {
     disks.sort_by_key(|disk| disk.id);
     if let Some(pair) = disks.windows(2).find(|pair| pair[0].id == pair[1].id) {
         return Err(invalid(&format!(
-            "disk {} is named twice ({}, {})",
-            pair[0].id, pair[0].path, pair[1].path
+            "{} and {} hold the same disk {}: one is a copy of the other; take the copy out of `disks`",
+            pair[0].path, pair[1].path, pair[0].id
         )));
     }
-    Ok(Node {
+    let node = Node {
         id: NodeId(request.node),
         data_addr: request.data_addr.clone(),
         admin_addr: request.admin_addr.clone(),
         incarnation: parse_incarnation(&request.incarnation)?,
         alive: true,
         disks,
+    };
+    let marks = |of: fn(&pb::DiskMsg) -> u64| {
+        let mark = |disk: &pb::DiskMsg| Some((DiskId::from_bytes(&disk.id)?, of(disk)));
+        let marks = request.disks.iter().filter_map(mark);
+        marks.filter(|&(_, mark)| mark != 0).collect()
+    };
+    Ok(Announcement {
+        node,
+        openings: marks(|disk| disk.opening),
+        last_openings: marks(|disk| disk.last_opening),
     })
 }
 

@@ -1,9 +1,20 @@
 use super::*;
 use PublicState::{LastServing, Offline, Serving, Syncing, Waiting};
-use emberfs_proto::cluster::{Chain, Target};
-use emberfs_proto::ids::ChainId;
+use emberfs_proto::cluster::{Chain, Disk, Target};
+use emberfs_proto::ids::{ChainId, MapVersion};
 
 const LEASE: Duration = Duration::from_secs(5);
+
+impl From<Node> for Announcement {
+    fn from(node: Node) -> Self {
+        let (openings, last_openings) = (BTreeMap::new(), BTreeMap::new());
+        Self {
+            node,
+            openings,
+            last_openings,
+        }
+    }
+}
 
 fn node(id: u32, incarnation: u128) -> Node {
     Node {
@@ -158,7 +169,7 @@ fn targets_of_a_vanished_disk_are_offline_and_new_disks_are_taken_in() {
     changed.disks[0].id = DiskId(77);
     changed.disks[0].path = "/other".into();
     assert_eq!(
-        members.register(changed, &map, now),
+        members.register(changed.into(), &map, now),
         Ok(Admission::Admitted)
     );
     assert_eq!(local(&members, 1, Serving, 4), LocalState::Offline);
@@ -174,7 +185,7 @@ fn an_empty_directory_in_the_place_of_a_disk_with_replicas_is_refused() {
     let (mut members, _) = settled(&map, now);
     let mut unmounted = node(1, 2);
     unmounted.disks[0].id = DiskId(77);
-    let error = members.register(unmounted, &map, now).unwrap_err();
+    let error = members.register(unmounted.into(), &map, now).unwrap_err();
     assert_eq!(error.code, ErrorCode::ForeignDisk);
     assert!(error.message.contains(&DiskId(1).to_string()), "{error}");
     // Nothing held replicas there.
@@ -183,7 +194,7 @@ fn an_empty_directory_in_the_place_of_a_disk_with_replicas_is_refused() {
     let mut swapped = node(1, 1);
     swapped.disks[0].id = DiskId(78);
     assert_eq!(
-        members.register(swapped, &empty, now),
+        members.register(swapped.into(), &empty, now),
         Ok(Admission::Admitted)
     );
 }
@@ -194,7 +205,7 @@ fn a_disk_of_another_node_is_refused() {
     let (mut members, _) = settled(&map, now);
     let mut thief = node(3, 1);
     thief.disks[0].id = DiskId(1);
-    let error = members.register(thief, &map, now).unwrap_err();
+    let error = members.register(thief.into(), &map, now).unwrap_err();
     assert_eq!(error.code, ErrorCode::ForeignDisk);
 }
 
@@ -270,7 +281,7 @@ fn a_second_process_is_contested_until_the_first_is_certainly_gone() {
     let mut moved = node(1, 2);
     moved.data_addr = "elsewhere:1".into();
     let contested = |m: &mut Members, n: &Node| {
-        m.register(n.clone(), &map, now).unwrap() != Admission::Admitted
+        m.register(n.clone().into(), &map, now).unwrap() != Admission::Admitted
     };
     assert!(
         contested(&mut members, &node(1, 2)),
@@ -332,4 +343,98 @@ fn the_margin_covers_two_clocks_that_are_one_percent_wrong() {
         let manager = (lease + margin(lease)) * 100 / 101;
         assert!(node < manager, "{node:?} {manager:?}");
     }
+}
+
+/// A registration of node 1 whose disk bears these marks.
+fn marked(incarnation: u128, last: u64, now: u64) -> Announcement {
+    let mark = |mark| BTreeMap::from([(DiskId(1), mark)]);
+    Announcement {
+        openings: mark(now),
+        last_openings: mark(last),
+        ..node(1, incarnation).into()
+    }
+}
+
+#[test]
+fn an_older_copy_of_a_disk_is_refused_and_the_newest_is_not() {
+    let (mut map, now) = (map(), Instant::now());
+    let (mut members, streams) = settled(&map, now);
+    members.detach(NodeId(1), streams[0]);
+    let mut register = |announced: Announcement, map: &ClusterMap| {
+        members
+            .register(announced, map, now)
+            .map(|admission| assert_eq!(admission, Admission::Admitted))
+    };
+    assert_eq!(
+        register(marked(2, 0, 70), &map),
+        Ok(()),
+        "nothing is remembered yet"
+    );
+    map.openings.insert(DiskId(1), 70);
+    assert_eq!(
+        register(marked(2, 0, 70), &map),
+        Ok(()),
+        "the same opening again"
+    );
+    assert_eq!(
+        register(marked(3, 70, 71), &map),
+        Ok(()),
+        "the next opening"
+    );
+    assert_eq!(
+        register(marked(4, 70, 72), &map),
+        Ok(()),
+        "the one before came to nothing"
+    );
+    map.openings.insert(DiskId(1), 71);
+    assert_eq!(
+        register(marked(5, 70, 71), &map),
+        Ok(()),
+        "killed before it heard that 71 was accepted"
+    );
+    for (last, next) in [(70, 99), (0, 99), (69, 70)] {
+        let error = register(marked(6, last, next), &map).unwrap_err();
+        assert_eq!(error.code, ErrorCode::ForeignDisk);
+        for word in ["older copy", "/d of node n1", "emberfs replace"] {
+            assert!(error.message.contains(word), "{error}");
+        }
+    }
+    let unmarked = register(node(1, 7).into(), &map).unwrap_err();
+    assert_eq!(
+        unmarked.code,
+        ErrorCode::ForeignDisk,
+        "a copy from before there were marks"
+    );
+}
+
+#[test]
+fn a_node_that_knows_newer_maps_is_told_that_the_metadata_is_old() {
+    let (map, now) = (map(), Instant::now());
+    let (mut members, _) = settled(&map, now);
+    let mut check = |node, version| members.check_version(NodeId(node), MapVersion(version), &map);
+    assert_eq!(check(1, map.version.0), Ok(()));
+    let error = check(1, map.version.0 + 1).unwrap_err();
+    assert_eq!(error.code, ErrorCode::MetadataTooOld);
+    assert!(error.message.contains("`data_dir`"), "{error}");
+    assert_eq!(
+        check(2, map.version.0),
+        Ok(()),
+        "one liar does not stop a manager that works"
+    );
+}
+
+#[test]
+fn a_manager_that_starts_from_an_old_map_judges_nobody() {
+    let (map, now) = (map(), Instant::now());
+    let mut members = Members::from_map(&map, LEASE, now);
+    let error = members
+        .check_version(NodeId(1), MapVersion(map.version.0 + 9), &map)
+        .unwrap_err();
+    let later = now + 100 * LEASE;
+    assert!(members.tick(&map, later).expired.is_empty());
+    assert!(members.is_settling(), "or the old map would grow newer");
+    assert_eq!(
+        members.check_version(NodeId(2), map.version, &map),
+        Err(error)
+    );
 }

@@ -2,7 +2,11 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use super::balance::Balance;
 use super::*;
+
+/// Dice thrown by the largest plan at most: some 30 ns each on a slow core, so a second, not ten.
+const MAX_STEPS: u64 = 20_000_000;
 
 fn candidates(disks: &[usize]) -> Vec<Candidate> {
     let node = |(n, &disks): (u32, &usize)| Candidate {
@@ -26,29 +30,6 @@ fn spread<K: Ord>(all: impl Iterator<Item = K>, seen: impl Iterator<Item = K>) -
     )
 }
 
-struct Balance {
-    targets: (usize, usize),
-    heads: (usize, usize),
-    pairs: (usize, usize),
-}
-
-fn balance(plan: &Plan, from: &[Candidate]) -> Balance {
-    let disks = || from.iter().flat_map(|c| c.disks.iter().copied());
-    let slots = || plan.chains.iter().flatten();
-    let nodes = || from.iter().map(|c| c.node);
-    let pairs = nodes().flat_map(|a| nodes().filter(move |&b| a < b).map(move |b| (a, b)));
-    let met = plan.chains.iter().flat_map(|chain| {
-        let pair = |a: &Slot, b: &Slot| (a.node.min(b.node), a.node.max(b.node));
-        (1..chain.len()).flat_map(move |i| (0..i).map(move |j| pair(&chain[i], &chain[j])))
-    });
-    let none = from.len() < 2;
-    Balance {
-        targets: spread(disks(), slots().map(|s| s.disk)),
-        heads: spread(disks(), plan.chains.iter().map(|c| c[0].disk)),
-        pairs: if none { (0, 0) } else { spread(pairs, met) },
-    }
-}
-
 fn check_chains(plan: &Plan, replicas: u32) {
     for chain in &plan.chains {
         assert_eq!(chain.len(), replicas as usize);
@@ -64,7 +45,7 @@ fn check_chains(plan: &Plan, replicas: u32) {
 #[test]
 fn usual_clusters_are_balanced() {
     // nodes, disks on each, replicas, chains, pair counts at best and at worst
-    let cases: &[(usize, usize, u32, usize, usize, usize)] = &[
+    let cases: &[(usize, usize, u32, usize, u64, u64)] = &[
         (1, 1, 1, 8, 0, 0),
         (1, 4, 1, 32, 0, 0),
         (3, 1, 3, 8, 8, 8),
@@ -81,22 +62,79 @@ fn usual_clusters_are_balanced() {
     for &(nodes, disks, replicas, chains, low, high) in cases {
         let from = candidates(&vec![disks; nodes]);
         let plan = plan(&from, replicas, 8).unwrap();
-        let found = balance(&plan, &from);
+        let found = Balance::of(&from, &plan.chains);
         let name = format!("{nodes} nodes x {disks} disks, k {replicas}");
         check_chains(&plan, replicas);
         assert_eq!(plan.chains.len(), chains, "{name}");
-        assert_eq!(found.targets.0, found.targets.1, "{name}: targets per disk");
+        let targets = found.targets_per_disk;
+        assert_eq!(targets.min, targets.max, "{name}: targets per disk");
+        let heads = found.heads_per_disk;
+        assert!(heads.max - heads.min <= 1, "{name}: heads {heads:?}");
+        let pairs = found.pairs;
         assert!(
-            found.heads.1 - found.heads.0 <= 1,
-            "{name}: heads per disk {:?}",
-            found.heads
-        );
-        assert!(
-            found.pairs.0 >= low && found.pairs.1 <= high,
-            "{name}: pairs {:?}",
-            found.pairs
+            pairs.min >= low && pairs.max <= high,
+            "{name}: pairs {pairs:?}"
         );
     }
+}
+
+/// The clusters that the design promises to serve: nodes, disks on each, replicas, and the targets
+/// per disk that [`targets_per_disk`] makes of the default.
+const PROMISED: [(usize, usize, u32, u32); 9] = [
+    (1, 1, 1, 8),
+    (2, 1, 2, 8),
+    (3, 1, 2, 8),
+    (3, 1, 3, 8),
+    (4, 1, 3, 9),
+    (6, 1, 3, 9),
+    (25, 8, 3, 9),
+    (127, 1, 5, 30),
+    (180, 16, 3, 10),
+];
+
+#[test]
+fn any_nodes_death_falls_on_all_others_as_evenly_as_whole_numbers_allow() {
+    for (nodes, disks, replicas, expected) in PROMISED {
+        let from = candidates(&vec![disks; nodes]);
+        let per_disk = targets_per_disk(&from, replicas, DEFAULT_TARGETS_PER_DISK);
+        assert_eq!(per_disk, expected, "{nodes} nodes x {disks} disks");
+        for per_disk in [DEFAULT_TARGETS_PER_DISK, per_disk] {
+            let name = format!("{nodes} nodes x {disks} disks x {per_disk} targets, k {replicas}");
+            let plan = plan(&from, replicas, per_disk).unwrap();
+            assert!(plan.steps < MAX_STEPS, "{name}: {} steps", plan.steps);
+            check_chains(&plan, replicas);
+            let found = Balance::of(&from, &plan.chains);
+            assert_eq!(found.deaths.len(), nodes);
+            for death in &found.deaths {
+                assert!(death.reads.is_good(), "{name}: {death:?}");
+                assert!(death.resync.is_good(), "{name}: {death:?}");
+            }
+            let (targets, heads) = (found.targets_per_disk, found.heads_per_disk);
+            assert_eq!(targets.min, targets.max, "{name}: targets per disk");
+            assert!(heads.max - heads.min <= 1, "{name}: heads {heads:?}");
+            let best = found.pairs.mean.ceil() as u64;
+            assert!(found.pairs.max <= best, "{name}: pairs {:?}", found.pairs);
+        }
+        // What the raised number is for: with it the reads are spread within the promised ratio.
+        let reads = plan(&from, replicas, per_disk).unwrap();
+        let reads = Balance::of(&from, &reads.chains).worst_reads();
+        assert!(reads.ratio <= GOOD_RATIO, "{nodes} nodes: {reads:?}");
+    }
+}
+
+#[test]
+fn more_targets_are_taken_only_where_they_help() {
+    let per_disk = |disks: &[usize], replicas| targets_per_disk(&candidates(disks), replicas, 8);
+    assert_eq!(per_disk(&[4, 4, 2], 2), 8, "unequal nodes");
+    assert_eq!(per_disk(&[4], 1), 8, "nothing to spread");
+    assert_eq!(per_disk(&[4], 3), 8, "too few nodes: the plan says so");
+    assert_eq!(per_disk(&[], 3), 8);
+    assert_eq!(per_disk(&[1; 1000], 2), 8, "out of reach");
+    assert_eq!(
+        per_disk(&[0, 1, 1, 1], 3),
+        8,
+        "nodes without disks take no part"
+    );
 }
 
 #[test]
@@ -164,8 +202,8 @@ proptest! {
             prop_assert!(count <= plan.chains.len());
         }
         if counts.iter().all(|&count| count < plan.chains.len()) {
-            let found = balance(&plan, &from);
-            prop_assert!(found.targets.1 - found.targets.0 <= 1, "{:?}", found.targets);
+            let targets = Balance::of(&from, &plan.chains).targets_per_disk;
+            prop_assert!(targets.max - targets.min <= 1, "{targets:?}");
         }
     }
 
@@ -173,8 +211,9 @@ proptest! {
     fn equal_nodes_get_even_heads(nodes in 1usize..10, disks in 1usize..4, k in 1u32..5, r in 1u32..10) {
         prop_assume!(nodes >= k as usize);
         let from = candidates(&vec![disks; nodes]);
-        let found = balance(&plan(&from, k, r).unwrap(), &from);
-        prop_assert_eq!(found.targets.0, found.targets.1);
-        prop_assert!(found.heads.1 - found.heads.0 <= 1, "{:?}", found.heads);
+        let found = Balance::of(&from, &plan(&from, k, r).unwrap().chains);
+        let (targets, heads) = (found.targets_per_disk, found.heads_per_disk);
+        prop_assert_eq!(targets.min, targets.max);
+        prop_assert!(heads.max - heads.min <= 1, "{heads:?}");
     }
 }

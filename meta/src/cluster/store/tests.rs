@@ -29,6 +29,7 @@ fn grown(map: &ClusterMap, chains: u32) -> ClusterMap {
         disks: vec![disk],
     };
     new.nodes.insert(node.id, node);
+    new.openings.insert(DiskId(7), u64::MAX);
     for c in 1..=chains {
         let target = Target {
             id: TargetId(c.into()),

@@ -96,3 +96,42 @@ fn a_disk_is_locked_by_one_owner_at_a_time() {
     drop(lock);
     DiskLock::acquire(dir.path()).unwrap();
 }
+
+#[test]
+fn a_mark_is_kept_until_it_is_accepted_however_often_the_server_dies() {
+    let dir = tempfile::tempdir().unwrap();
+    DiskIdentity::format(dir.path(), mine()).unwrap();
+    let load = || DiskIdentity::load(dir.path()).unwrap().unwrap();
+    let openings = |accepted, proposed| Openings { accepted, proposed };
+    assert_eq!(load().openings, openings(0, 0));
+    // Marks use all 64 bits.
+    load().propose(dir.path(), u64::MAX).unwrap();
+    assert_eq!(load().openings, openings(0, u64::MAX));
+    load().propose(dir.path(), 8).unwrap();
+    assert_eq!(
+        load().openings,
+        openings(0, u64::MAX),
+        "killed in between: the same again"
+    );
+    load().accept(dir.path(), MapVersion(5)).unwrap();
+    assert_eq!(
+        (load().openings, load().map),
+        (openings(u64::MAX, 0), MapVersion(5))
+    );
+    load().propose(dir.path(), 9).unwrap();
+    load().accept(dir.path(), MapVersion(3)).unwrap();
+    assert_eq!(
+        (load().openings, load().map),
+        (openings(9, 0), MapVersion(5))
+    );
+}
+
+#[test]
+fn a_disk_from_before_there_were_marks_bears_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cluster, disk) = (ClusterId(0xABC), DiskId(77));
+    let text =
+        format!("format_version = 1\ncluster = \"{cluster}\"\nnode = 3\ndisk = \"{disk}\"\n");
+    std::fs::write(dir.path().join(IDENTITY_FILE), text).unwrap();
+    assert_eq!(DiskIdentity::load(dir.path()).unwrap(), Some(mine()));
+}

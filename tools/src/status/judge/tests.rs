@@ -19,6 +19,7 @@ fn facts(chains: &[[PublicState; 3]]) -> Facts {
             id: disk(id),
             path: format!("/d{id}"),
             capacity: 1000,
+            ..Default::default()
         }];
         map.nodes.push(pb::NodeMsg {
             id,
@@ -74,8 +75,8 @@ fn facts(chains: &[[PublicState; 3]]) -> Facts {
     let report = pb::ReportReply {
         map: Some(map),
         nodes,
-        settling: false,
         expected_nodes: 3,
+        ..Default::default()
     };
     Facts {
         address: "h:7400".to_owned(),
@@ -225,4 +226,21 @@ fn the_json_shape_has_its_documented_fields() {
             "{field} is not in --help"
         );
     }
+}
+
+#[test]
+fn a_node_that_is_turned_away_is_shown_with_the_reason() {
+    let mut facts = facts(&[[Serving; 3]]);
+    reply(&mut facts).refusals.push(pb::RefusalMsg {
+        node: 2,
+        error: "/d2 holds an older copy".to_owned(),
+        age_ms: 5,
+    });
+    let report = judge(&facts);
+    assert_eq!(codes(&report), ["node-refused"]);
+    assert_eq!(report.status, Overall::Degraded);
+    assert_eq!(
+        report.problems[0].what,
+        "storage-2 is refused: /d2 holds an older copy"
+    );
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 
 use emberfs_proto::cluster::{LocalState, PublicState};
-use emberfs_proto::ids::{DiskId, IncarnationId, NodeId, TargetId};
+use emberfs_proto::ids::{DiskId, IncarnationId, MapVersion, NodeId, TargetId};
 use emberfs_proto::wire::MAX_VERSION;
 use futures::StreamExt;
 use tokio::sync::mpsc;
@@ -38,6 +38,7 @@ pub(super) fn registration(id: u32, incarnation: u128, addr: &str) -> pb::Regist
         id: DiskId(id.into()).to_bytes(),
         path: "/d".into(),
         capacity: 1 << 30,
+        ..Default::default()
     };
     pb::RegisterRequest {
         node: id,
@@ -126,6 +127,13 @@ impl SimNode {
             node: self.shared.id,
             incarnation: IncarnationId(self.shared.incarnation).to_bytes(),
         }
+    }
+
+    /// It has adopted a map of this version from somewhere.
+    pub(super) fn knows(&self, version: u64) {
+        let mut map = ClusterMap::clone(&self.shared.adopted.lock());
+        map.version = MapVersion(version);
+        *self.shared.adopted.lock() = Arc::new(map);
     }
 
     /// One heartbeat on a stream of its own.

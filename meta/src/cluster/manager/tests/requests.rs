@@ -189,3 +189,43 @@ async fn contradictory_configuration_is_refused() {
         assert_eq!(opened.err().unwrap().code, ErrorCode::InvalidArgument);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_mark_of_a_disk_is_durable_before_its_node_hears_that_it_was_accepted() {
+    let cluster = Cluster::start(1, 1).await;
+    let register = async |incarnation, last_opening, opening| {
+        let mut request = node::registration(1, incarnation, "host1:1");
+        request.disks[0].last_opening = last_opening;
+        request.disks[0].opening = opening;
+        cluster.manager.register(request).await
+    };
+    let reply = register(1, 0, 70).await.unwrap();
+    let stored = Store::open(Arc::clone(&cluster.engine), 1).unwrap().1;
+    assert_eq!(stored.openings.values().collect::<Vec<_>>(), [&70]);
+    assert!(reply.map_version >= 1 && reply.map_version <= stored.version.0);
+    let error = register(2, 69, 71).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::ForeignDisk);
+    assert!(error.message.contains("older copy"), "{error}");
+    let shown = cluster.manager.report().refusals;
+    assert_eq!((shown.len(), shown[0].node), (1, 1));
+    assert_eq!(shown[0].error, error.message);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_metadata_store_older_than_its_nodes_is_obeyed_by_none() {
+    let cluster = Cluster::start(1, 1).await;
+    let nodes = cluster.boot(1..=1).await;
+    cluster.until(SECOND, all_serving).await;
+    let newest = cluster.manager.map().version.0;
+    let mut request = node::registration(2, 1, "host2:1");
+    request.map_version = newest + 1;
+    let error = cluster.manager.register(request.clone()).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::MetadataTooOld);
+    request.map_version = newest;
+    cluster.manager.register(request).await.unwrap();
+    // Also without a registration, which a running node need not make.
+    nodes[0].knows(cluster.manager.map().version.0 + 5);
+    let error = nodes[0].beat_once(&cluster.manager).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::MetadataTooOld);
+    assert_eq!(cluster.manager.report().refusals[0].node, 1);
+}
