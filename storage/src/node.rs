@@ -1,15 +1,19 @@
 //! One storage node at work: its targets, its lease, its view of the cluster.
 
 mod admin;
+mod care;
 mod data;
 mod host;
 mod lease;
 mod manager;
+mod repair;
 mod resync;
+mod scrub;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use emberfs_proto::cluster::{ClusterMap, LocalState};
 use emberfs_proto::ids::{ChainId, ClientId, ClusterId, DiskId, IncarnationId, NodeId, TargetId};
@@ -27,6 +31,7 @@ pub use data::Data;
 pub(crate) use host::TargetHost;
 pub use lease::Lease;
 pub use manager::{Membership, Registration};
+pub(crate) use scrub::run as scrub;
 
 /// Connections to each other storage node.
 const CONNECTIONS_PER_PEER: usize = 4;
@@ -74,6 +79,7 @@ pub struct Node {
     /// Wakes the heartbeat: something changed that the manager should know now.
     report: Notify,
     read_budget: Arc<Semaphore>,
+    repairs: repair::Repairs,
 }
 
 impl Node {
@@ -102,6 +108,7 @@ impl Node {
             targets: RwLock::default(),
             peers: PeerPool::new(identity, CONNECTIONS_PER_PEER),
             report: Notify::new(),
+            repairs: repair::Repairs::default(),
         })
     }
 
@@ -156,7 +163,21 @@ impl Node {
         self.peers
             .retain(|addr| map.nodes.values().any(|n| n.data_addr == addr));
         self.lease.adopted(map.version);
+        // Its settings may differ.
+        self.repairs.wake();
         tracing::debug!(version = %map.version, "adopted cluster map");
+    }
+
+    /// Time from the beginning of one scrub pass to that of the next; zero: there are none.
+    #[expect(clippy::unused_self, reason = "to become a setting of the cluster map")]
+    fn scrub_interval(&self) -> Duration {
+        Duration::from_hours(7 * 24)
+    }
+
+    /// Pace of the scrub of each disk; 0: as fast as it can.
+    #[expect(clippy::unused_self, reason = "to become a setting of the cluster map")]
+    fn scrub_bytes_per_second(&self) -> u64 {
+        32 << 20
     }
 
     fn hosts(&self) -> Vec<Arc<TargetHost>> {
@@ -200,7 +221,7 @@ impl Node {
         let hosts = self.hosts();
         let targets = hosts.iter().map(|host| {
             let (state, version) = host.local();
-            let state = if failed(host) {
+            let state = if failed(host) || host.is_leaving() {
                 LocalState::Offline
             } else {
                 state
@@ -224,6 +245,7 @@ impl Node {
                     free: space.free,
                 }),
                 error: disk.engine.health().reason.unwrap_or_default(),
+                care: Some(self.repairs.care(disk.id).message(self.scrub_interval())),
             }
         });
         pb::HeartbeatRequest {

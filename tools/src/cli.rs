@@ -53,6 +53,9 @@ pub(crate) enum Command {
     /// Compare the replicas of every chunk, and chunks with the metadata, on the running cluster
     #[command(after_long_help = crate::fsck::JSON_HELP)]
     Fsck(FsckArgs),
+    /// Show how far the background check of every disk is and what it found and repaired
+    #[command(after_long_help = crate::scrub::JSON_HELP)]
+    Scrub(ScrubArgs),
     /// Measure a cluster or any directory
     Bench(BenchArgs),
     /// Look at configuration files
@@ -181,9 +184,37 @@ pub(crate) struct FsckArgs {
     /// Compare what the servers know about chunks without reading the bytes from disk
     #[arg(long)]
     pub(crate) quick: bool,
+    /// Read at most so many bytes per second from all disks together, such as 100M
+    #[arg(long, value_name = "BYTES", value_parser = parse_size)]
+    pub(crate) rate: Option<u64>,
+    /// Put right what can be: damaged pages and replicas that differ from the others, orphans. Without
+    /// this the report only says what would be done
+    #[arg(long)]
+    pub(crate) repair: bool,
     /// Chunks that are read at the same time
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) parallel: u16,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ScrubArgs {
+    #[command(flatten)]
+    pub(crate) dir: DirArg,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Begin a pass now
+    #[arg(long)]
+    pub(crate) start: bool,
+    /// Wait until no pass is running
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Only the disks of this node
+    #[arg(long, value_name = "N")]
+    pub(crate) node: Option<u32>,
+    /// Only this disk: its directory or its id
+    #[arg(long, value_name = "DISK")]
+    pub(crate) disk: Option<String>,
 }
 
 #[derive(Args, Debug)]

@@ -21,6 +21,7 @@ mod ports;
 mod process;
 mod progress;
 mod rpc;
+mod scrub;
 mod serve;
 mod show;
 mod status;
@@ -90,6 +91,7 @@ async fn run(cli: Cli) -> Result<Exit> {
         Command::Status(args) => status::status(cluster, args).await,
         Command::Health(args) => status::health(cluster, args).await,
         Command::Fsck(args) => fsck::fsck(cluster, args).await,
+        Command::Scrub(args) => scrub::scrub(cluster, args).await,
         Command::Bench(args) => bench::bench(cluster, args).await,
         Command::Config(ConfigCommand::Check(args)) => config_file::check(&args),
     }
