@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use emberfs_proto::cluster::ClusterMap;
 use emberfs_proto::ids::{ChainId, ChainVersion, ClientId, MapVersion, NodeId, TargetId};
-use emberfs_proto::wire::client::{Identity, PeerPool};
+use emberfs_proto::wire::client::{Identity, Peer, PeerPool};
 use emberfs_proto::wire::{Call, Channel as _, Reply};
 use emberfs_proto::{Error, ErrorCode, Result, RetryClass};
 use parking_lot::Mutex;
@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::channels::Channels;
+use crate::chunk_read::SUSPICIONS;
 use crate::map_watch::MapWatch;
 use crate::plan::{self, Role, holds};
 use crate::retry::Patience;
@@ -29,6 +30,7 @@ pub(crate) struct ChunkIo {
     pub(crate) channels: Channels,
     pub(crate) counters: Arc<Counters>,
     pub(crate) reads: Semaphore,
+    pub(crate) suspicions: Arc<Semaphore>,
     peers: PeerPool,
     loads: Mutex<HashMap<NodeId, Arc<AtomicUsize>>>,
     turn: AtomicUsize,
@@ -73,6 +75,7 @@ impl ChunkIo {
             channels: Channels::new(client),
             counters: Arc::default(),
             reads: Semaphore::new(READS_IN_FLIGHT),
+            suspicions: Arc::new(Semaphore::new(SUSPICIONS)),
             peers: PeerPool::new(identity, connections_per_node),
             loads: Mutex::default(),
             turn: AtomicUsize::new(0),
@@ -141,6 +144,11 @@ impl ChunkIo {
                 Err(Error::new(ErrorCode::NotServing, what))
             }
         }
+    }
+
+    /// The connections to a replica's node.
+    pub(crate) fn peer(&self, to: &Replica) -> Arc<Peer> {
+        self.peers.peer(&to.addr)
     }
 
     /// What ends a pause early: a map that may change the outcome.

@@ -1,14 +1,22 @@
 //! Reading ranges of chunks: any SERVING replica will do, and another one when the first will not.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use bytes::{Bytes, BytesMut};
 use emberfs_proto::checksum::verify_fragments;
 use emberfs_proto::ids::{ChainId, ChunkKey, TargetId};
-use emberfs_proto::wire::{Call, Landed, Landing, Opcode};
-use emberfs_proto::{Error, ErrorCode, Result, pb};
+use emberfs_proto::wire::{Call, Channel as _, Landed, Landing, Opcode};
+use emberfs_proto::{Error, ErrorCode, Result, RetryClass, pb};
 
 use crate::chunk_io::{ChunkIo, Replica};
 use crate::plan::{READ_ATTEMPT, Role, elsewhere};
 use crate::stats::add;
+
+/// Longest wait for a replica that repairs its copy.
+const REPAIR_TIMEOUT: Duration = Duration::from_secs(20);
+/// Replicas that are told of their damage at the same time; the scrub finds what is not told.
+pub(crate) const SUSPICIONS: usize = 16;
 
 /// A range of one chunk.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +37,21 @@ impl ChunkRange {
             index: self.key.index.0,
             offset: self.offset,
             len: self.len,
+            suspect: false,
         }
+    }
+
+    /// Asks a replica that sent damaged bytes to verify and repair its copy; no data comes back.
+    fn suspicion(&self, replica: &Replica) -> Call {
+        let item = pb::ReadItem {
+            len: 0,
+            suspect: true,
+            ..self.item(replica)
+        };
+        let body = pb::ReadRequest { items: vec![item] };
+        let mut call = Call::new(Opcode::Read, &body, Instant::now() + REPAIR_TIMEOUT);
+        call.landing = Landing::Aligned;
+        call
     }
 
     /// Checks one result against the bytes that came with it.
@@ -81,6 +103,8 @@ impl ChunkIo {
         let _slot = self.reads.acquire().await;
         let mut first = Some(buf);
         let mut tried: Vec<TargetId> = Vec::new();
+        let mut damaged: Vec<Replica> = Vec::new();
+        let mut repair_asked = false;
         let mut patience = self.patience();
         loop {
             let map = self.map.current();
@@ -97,7 +121,12 @@ impl ChunkIo {
                             add(&self.counters.read_bytes, data.len() as u64);
                             return Ok(data);
                         }
-                        Err(error) => error,
+                        Err(error) => {
+                            if error.code == ErrorCode::ChecksumMismatch {
+                                damaged.push(replica);
+                            }
+                            error
+                        }
                     }
                 }
                 Ok(None) => Error::new(ErrorCode::Unreachable, "every replica failed"),
@@ -111,6 +140,26 @@ impl ChunkIo {
             if elsewhere(&error) && matches!(self.reader(&map, want.chain, &tried), Ok(Some(_))) {
                 continue;
             }
+            if !damaged.is_empty() && damaged.len() == tried.len() {
+                // Each may hold what the other lacks. If not, time will not bring the bytes back.
+                if repair_asked {
+                    let what = format!(
+                        "chunk {} is damaged on every replica; run `emberfs fsck`",
+                        want.key
+                    );
+                    return Err(error.context(what));
+                }
+                repair_asked = true;
+                for replica in damaged.drain(..) {
+                    if let Err(error) = self
+                        .call(&replica, Role::Reader, want.suspicion(&replica))
+                        .await
+                    {
+                        tracing::warn!(chunk = %want.key, %error, "a damaged replica is not repaired");
+                    }
+                }
+            }
+            damaged.clear();
             tried.clear();
             let what = || format!("reading chunk {} of chain {}", want.key, want.chain);
             let wake = self.wake(error.retry(), map.version);
@@ -123,7 +172,7 @@ impl ChunkIo {
         replica: &Replica,
         want: &ChunkRange,
         buf: BytesMut,
-        deadline: std::time::Instant,
+        deadline: Instant,
     ) -> Result<BytesMut> {
         let body = pb::ReadRequest {
             items: vec![want.item(replica)],
@@ -156,7 +205,7 @@ impl ChunkIo {
                 "a read reply whose length does not match",
             ));
         }
-        self.counted(want.check(result, &data, replica))?;
+        self.check(want, result, &data, replica)?;
         Ok(data)
     }
 
@@ -201,7 +250,7 @@ impl ChunkIo {
                 if let Some(error) = error_of(result) {
                     return Err(error);
                 }
-                self.counted(want.check(result, &data, replica))?;
+                self.check(want, result, &data, replica)?;
                 add(&self.counters.chunk_reads, 1);
                 add(&self.counters.read_bytes, data.len() as u64);
                 Ok(data)
@@ -209,9 +258,27 @@ impl ChunkIo {
         Ok(results.collect())
     }
 
-    fn counted(&self, checked: Result<()>) -> Result<()> {
+    /// Checks a result. A replica that sent damaged bytes, which only this client knows, is told, behind
+    /// the back of the read.
+    fn check(
+        &self,
+        want: &ChunkRange,
+        result: &pb::ReadResult,
+        data: &[u8],
+        replica: &Replica,
+    ) -> Result<()> {
+        let checked = want.check(result, data, replica);
         if matches!(&checked, Err(e) if e.code == ErrorCode::ChecksumMismatch) {
             add(&self.counters.checksum_failures, 1);
+            if let Ok(place) = Arc::clone(&self.suspicions).try_acquire_owned() {
+                let (peer, call) = (self.peer(replica), want.suspicion(replica));
+                tokio::spawn(async move {
+                    let _place = place;
+                    if let Err(error) = peer.call(call).await {
+                        tracing::debug!(%error, "a damaged replica was not told");
+                    }
+                });
+            }
         }
         checked
     }

@@ -5,11 +5,15 @@ use emberfs_proto::checksum::fragments;
 use emberfs_proto::ids::{ChainId, ChunkKey};
 use emberfs_proto::layout::Layout;
 use emberfs_proto::wire::{Call, Opcode};
-use emberfs_proto::{Error, Result, pb};
+use emberfs_proto::{Error, ErrorCode, Result, pb};
 
 use crate::chunk_io::ChunkIo;
 use crate::plan::{Role, WRITE_ATTEMPT};
 use crate::stats::add;
+
+/// A write that is refused this often because of damage (on the way, or of a page that it would keep a
+/// part of and that no replica has the bytes for) fails: time will not bring the bytes back.
+const MAX_DAMAGED: u32 = 5;
 
 /// A write to one chunk.
 #[derive(Clone, Debug)]
@@ -44,6 +48,7 @@ impl ChunkIo {
             size_hint: write.size_hint,
         };
         let mut patience = self.patience();
+        let mut damaged = 0;
         loop {
             let map = self.map.current();
             let attempt = async {
@@ -65,6 +70,12 @@ impl ChunkIo {
                 Err(error) => error,
             };
             add(&self.counters.write_retries, 1);
+            if error.code == ErrorCode::ChecksumMismatch {
+                damaged += 1;
+                if damaged == MAX_DAMAGED {
+                    return Err(error);
+                }
+            }
             tracing::debug!(chunk = %write.key, tag = %lease.tag(), %error, "chunk write failed");
             let what = || format!("writing chunk {} of chain {}", write.key, write.chain);
             let wake = self.wake(error.retry(), map.version);

@@ -43,6 +43,7 @@ mod open;
 mod plan;
 mod read;
 mod record;
+mod repair;
 mod ring;
 mod space;
 mod targets;
@@ -59,8 +60,8 @@ pub use check::{InvariantReport, MAX_VIOLATIONS};
 #[cfg(test)]
 pub(crate) use types::remember;
 pub use types::{
-    ChunkMeta, DEFAULT_CACHE_ENTRIES, DEFAULT_INDEX_CACHE_BYTES, DEFAULT_QUEUE_DEPTH,
-    DEFAULT_RESERVE_BYTES, DiskHealth, DiskState, Durability, EngineConfig, Mark, PendingKind,
+    BadPage, ChunkMeta, DEFAULT_CACHE_ENTRIES, DEFAULT_INDEX_CACHE_BYTES, DEFAULT_QUEUE_DEPTH,
+    DEFAULT_RESERVE_BYTES, Damage, DiskHealth, DiskState, Durability, EngineConfig, Mark, PendingKind,
     PendingMeta, Prepare, PrepareKind, REMEMBERED_WRITES, ReadData, ReadVersion, Space,
 };
 
@@ -197,6 +198,35 @@ impl Engine {
     /// one. For scrubbing.
     pub async fn verify(&self, target: TargetId, chunk: ChunkKey) -> Result<()> {
         self.core.verify(target, chunk).await
+    }
+
+    /// Reads all bytes of a version and compares every page with its checksum. A page that the device
+    /// will not give counts as damaged.
+    ///
+    /// `ChunkNotFound`, `StaleChunkVersion`, `MissingVersion`: as [`Engine::read`]. `Busy`: a pending
+    /// version changed meanwhile.
+    pub async fn damage(
+        &self,
+        target: TargetId,
+        chunk: ChunkKey,
+        which: ReadVersion,
+    ) -> Result<Damage> {
+        self.core.damage(target, chunk, which).await
+    }
+
+    /// Puts whole pages, each with its offset, into the content of `version` in place of damaged ones,
+    /// durably and in one step. Other damage stays. `false`: that version is not here any more.
+    ///
+    /// `ChecksumMismatch`: bytes that are not those of the version. `NoSpace`: there is no room for
+    /// a second copy of the chunk. `DiskError`: another page of the chunk cannot be read.
+    pub async fn repair(
+        &self,
+        target: TargetId,
+        chunk: ChunkKey,
+        version: ChunkVersion,
+        pages: &[(u32, bytes::Bytes)],
+    ) -> Result<bool> {
+        self.core.repair(target, chunk, version, pages).await
     }
 
     /// At most `limit` chunks of a target after `after`, in key order, pending ones included. Fewer than

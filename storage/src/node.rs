@@ -1,17 +1,21 @@
 //! One storage node at work: its targets, its lease, its view of the cluster.
 
 mod admin;
+mod care;
 mod data;
 mod host;
 pub(crate) mod lease;
 mod manager;
+mod repair;
 pub(crate) mod resync;
+mod scrub;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use emberfs_proto::cluster::ClusterMap;
+use emberfs_proto::cluster::{ClusterMap, LocalState};
 use emberfs_proto::ids::{ChainId, ClientId, ClusterId, DiskId, IncarnationId, NodeId, TargetId};
 use emberfs_proto::wire::client::{Identity, PeerPool};
 use emberfs_proto::{Error, ErrorCode, Result, pb};
@@ -27,6 +31,7 @@ pub use data::Data;
 pub(crate) use host::TargetHost;
 pub use lease::Lease;
 pub use manager::{Membership, Registration};
+pub(crate) use scrub::run as scrub;
 
 /// Connections to each other storage node.
 const CONNECTIONS_PER_PEER: usize = 4;
@@ -82,6 +87,7 @@ pub struct Node {
     /// Wakes the heartbeat: something changed that the manager should know now.
     report: Notify,
     read_budget: Arc<Semaphore>,
+    repairs: repair::Repairs,
 }
 
 impl Node {
@@ -110,6 +116,7 @@ impl Node {
             targets: RwLock::default(),
             peers: PeerPool::new(identity, CONNECTIONS_PER_PEER),
             report: Notify::new(),
+            repairs: repair::Repairs::default(),
         })
     }
 
@@ -164,7 +171,21 @@ impl Node {
         self.peers
             .retain(|addr| map.nodes.values().any(|n| n.data_addr == addr));
         self.lease.adopted(map.version);
+        // Its settings may differ.
+        self.repairs.wake();
         tracing::debug!(version = %map.version, "adopted cluster map");
+    }
+
+    /// Time from the beginning of one scrub pass to that of the next; zero: there are none.
+    #[expect(clippy::unused_self, reason = "to become a setting of the cluster map")]
+    fn scrub_interval(&self) -> Duration {
+        Duration::from_hours(7 * 24)
+    }
+
+    /// Pace of the scrub of each disk; 0: as fast as it can.
+    #[expect(clippy::unused_self, reason = "to become a setting of the cluster map")]
+    fn scrub_bytes_per_second(&self) -> u64 {
+        32 << 20
     }
 
     fn hosts(&self) -> Vec<Arc<TargetHost>> {
@@ -211,6 +232,11 @@ impl Node {
                 host.drive(Event::Failed);
             }
             let (state, version) = host.local();
+            let state = if host.is_leaving() {
+                LocalState::Offline
+            } else {
+                state
+            };
             let (sync_done, sync_total) = host.resync_progress();
             pb::TargetReport {
                 target: host.id().0,
@@ -230,6 +256,7 @@ impl Node {
                     free: space.free,
                 }),
                 error: disk.engine.health().reason.unwrap_or_default(),
+                care: Some(self.repairs.care(disk.id).message(self.scrub_interval())),
             }
         });
         pb::HeartbeatRequest {

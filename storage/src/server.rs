@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Durability, StorageConfig};
 use crate::engine::identity::{DiskIdentity, DiskLock};
 use crate::engine::{self, Engine, EngineConfig};
-use crate::node::{Admin, Data, Node, OpenDisk, Registration};
+use crate::node::{self, Admin, Data, Node, OpenDisk, Registration};
 
 /// Longest wait at a clean stop for requests in progress.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -130,6 +130,7 @@ pub async fn run(
         let (registration, node, leaving) = (registration.clone(), shared.clone(), leaving.clone());
         tokio::spawn(async move { registration.keep(node, membership, leaving).await })
     };
+    let scrub = tokio::spawn(node::scrub(shared.clone(), leaving.clone()));
     tracing::info!(%node, %data_addr, cluster = %membership.cluster, "storage server ready");
     ready(data_addr);
 
@@ -149,6 +150,7 @@ pub async fn run(
     }
     leaving.cancel();
     let _ = member.await;
+    let _ = scrub.await;
     shared.shutdown().await;
     drop(locks);
     tracing::info!(%node, "stopped");

@@ -39,6 +39,7 @@ async fn read_from(
         index: 0,
         offset: 0,
         len: LENGTH as u32,
+        suspect: false,
     };
     let body = pb::ReadRequest { items: vec![item] };
     let landing = Landing::Buffer(BytesMut::with_capacity(LENGTH));

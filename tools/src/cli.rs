@@ -61,6 +61,9 @@ pub(crate) enum Command {
     /// List chains: their targets with node, disk and state, head first
     #[command(after_long_help = crate::chains::JSON_HELP)]
     Chains(ChainsArgs),
+    /// Show how far the background check of every disk is and what it found and repaired
+    #[command(after_long_help = crate::scrub::JSON_HELP)]
+    Scrub(ScrubArgs),
     /// Measure a cluster or any directory
     Bench(BenchArgs),
     /// Look at configuration files
@@ -189,6 +192,13 @@ pub(crate) struct FsckArgs {
     /// Compare what the servers know about chunks without reading the bytes from disk
     #[arg(long)]
     pub(crate) quick: bool,
+    /// Read at most so many bytes per second from all disks together, such as 100M
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub(crate) rate: Option<u64>,
+    /// Put right what can be: damaged pages and replicas that differ from the others, orphans. Without
+    /// this the report only says what would be done
+    #[arg(long)]
+    pub(crate) repair: bool,
     /// Chunks that are read at the same time
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) parallel: u16,
@@ -268,6 +278,27 @@ pub(crate) struct HardwareArgs {
     /// What resync may take of a network port and a disk that serve clients, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 30, requires = "restore", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) share: u32,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ScrubArgs {
+    #[command(flatten)]
+    pub(crate) dir: DirArg,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Begin a pass now
+    #[arg(long)]
+    pub(crate) start: bool,
+    /// Wait until no pass is running
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Only the disks of this node
+    #[arg(long, value_name = "N")]
+    pub(crate) node: Option<u32>,
+    /// Only this disk: its directory or its id
+    #[arg(long, value_name = "DISK")]
+    pub(crate) disk: Option<String>,
 }
 
 #[derive(Args, Debug)]

@@ -1,21 +1,29 @@
 //! `emberfs fsck`: does every replica hold the same bytes, and do chunks and metadata agree?
 //!
-//! Runs on a live cluster and changes nothing. Writes go on meanwhile, so a chunk may look different on
+//! Runs on a live cluster, and changes nothing unless it is asked to (`repair.rs`). Writes go on meanwhile, so a chunk may look different on
 //! two replicas for an instant: whatever looks wrong is looked at again a few times, with a fresh
 //! cluster map, and is reported only if it stays wrong.
 //!
 //! Checked per chunk: the same version, length and checksum on every SERVING replica (and on a SYNCING
 //! one as far as it has come), the bytes on disk (read and verified by each server, unless
 //! `--quick`), no write left unfinished; its file exists, is long enough, and has its chunk on this chain.
+//!
+//! An orphan is proved without a lock: numbers of inodes are never used again, and the chunks of a deleted
+//! file go before its record does. A chunk that is there after its inode was not, and again after the
+//! inode was looked for once more, belongs to no file. A hole is not a fault: a file may be sparse, so
+//! a chunk that *no* replica has cannot be told from one that was never written. What can be proved is
+//! a chunk that one replica has and another lacks.
 
 mod chunks;
 mod compare;
 mod inodes;
+mod remedy;
+mod repair;
 mod report;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use emberfs_proto::ids::{ChunkKey, InodeId};
 use futures::StreamExt;
@@ -27,8 +35,9 @@ use crate::progress::Progress;
 use crate::rpc::Seat;
 
 use chunks::{ChainReader, Cluster};
-use compare::{Fault, compare};
+use compare::{Fault, View, compare, unreadable};
 use inodes::{InodeTable, Judgement};
+use remedy::{Remedy, remedy};
 use report::FsckReport;
 
 /// The shape of `--json`, for `--help`.
@@ -40,11 +49,14 @@ JSON (fields are only ever added):
   deep             the bytes were read from disk
   chains, chunks, replicas, bytes, inodes   how much was looked at
   skipped_replicas replicas that are down or were not reachable, and so were not looked at
-  unsettled        chunks beyond their file's known length while files are open for writing
-  faults           [{code, chain, inode, index, what}], at most 1000; codes: missing-replica, version-differs,
+  unsettled        chunks that were being written at each look, or lie beyond their file's known length while
+                   files are open for writing
+  faults           [{code, chain, inode, index, what, repair}], at most 1000; `repair` is what --repair does; codes: missing-replica, version-differs,
                    length-differs, checksum-differs, content-differs, unreadable, unfinished-write, orphan,
                    beyond-end, wrong-chain
-  more_faults      how many more there are";
+  more_faults      how many more there are
+  repaired         faults that --repair put right (they are not among the faults)
+  repair_failures  why others stay";
 
 /// A suspect is looked at this often before it is reported.
 const LOOKS: u32 = 3;
@@ -65,6 +77,8 @@ pub(crate) async fn fsck(cluster: Option<String>, args: FsckArgs) -> Result<Exit
         address: seat.address,
         deep: !args.quick,
         parallel: args.parallel.into(),
+        rate: args.rate,
+        repair: args.repair,
     }
     .run()
     .await
@@ -85,6 +99,25 @@ struct Checker {
     address: String,
     deep: bool,
     parallel: usize,
+    /// Bytes per second.
+    rate: Option<u64>,
+    repair: bool,
+}
+
+/// A fault, and what would put it right.
+pub(super) struct Found {
+    chain: u32,
+    key: ChunkKey,
+    code: &'static str,
+    what: String,
+    remedy: Remedy,
+}
+
+impl Found {
+    fn fault(self) -> Fault {
+        let repair = self.remedy.describe();
+        Fault::new(self.code, self.chain, self.key, self.what, repair)
+    }
 }
 
 impl Checker {
@@ -130,8 +163,16 @@ impl Checker {
         progress.step(format!("Looking again at {} chunks", suspects.len()));
         let overflow = suspects.len().saturating_sub(MAX_SUSPECTS);
         suspects.truncate(MAX_SUSPECTS);
-        let faults = self.look_again(suspects, &mut inodes, &mut report).await?;
-        report.add_faults(faults, overflow);
+        let mut faults = self.look_again(suspects, &mut inodes, &mut report).await?;
+        if self.repair && !faults.is_empty() {
+            report.repair_failures =
+                repair::repair(&self.address, &faults, &mut inodes, &progress).await?;
+            let before = faults.len();
+            let again = faults.iter().map(|one| (one.chain, one.key)).collect();
+            faults = self.look_again(again, &mut inodes, &mut report).await?;
+            report.repaired = before - faults.len();
+        }
+        report.add_faults(faults.into_iter().map(Found::fault).collect(), overflow);
         Ok(report)
     }
 
@@ -159,6 +200,7 @@ impl Checker {
         });
         let mut checks = std::pin::pin!(checks.buffer_unordered(self.parallel));
         let before = report.chunks;
+        let started = Instant::now();
         let mut suspects = Vec::new();
         while let Some(checked) = checks.next().await {
             let (key, views) = checked?;
@@ -171,6 +213,10 @@ impl Checker {
             let placed = inodes.judge(cluster, chain, key, &views);
             if compare(&views).is_some() || placed != Judgement::Fine {
                 suspects.push((chain, key));
+            }
+            if let Some(rate) = self.rate.filter(|_| self.deep) {
+                let due = Duration::from_secs_f64(seen.bytes as f64 / rate as f64);
+                tokio::time::sleep_until((started + due).into()).await;
             }
             if seen.chunks.is_multiple_of(PROGRESS_EVERY) {
                 say(before + seen.chunks);
@@ -189,8 +235,9 @@ impl Checker {
         mut suspects: Vec<Suspect>,
         inodes: &mut InodeTable,
         report: &mut FsckReport,
-    ) -> Result<Vec<Fault>> {
+    ) -> Result<Vec<Found>> {
         let mut faults = Vec::new();
+        let mut before: HashMap<Suspect, Vec<Option<(u64, u64)>>> = HashMap::new();
         for look in 1..=LOOKS {
             if suspects.is_empty() {
                 return Ok(Vec::new());
@@ -211,17 +258,33 @@ impl Checker {
                 if self.deep {
                     reader.verify(key, &mut views).await;
                 }
-                let fault =
-                    compare(&views).or_else(|| match inodes.judge(&cluster, chain, key, &views) {
-                        Judgement::Fine => None,
-                        Judgement::Wrong(code, what) => Some((code, what)),
-                        Judgement::Unsettled => {
-                            report.unsettled += u64::from(look == LOOKS);
-                            None
-                        }
-                    });
+                // A chunk that has moved on since the last look is being written: its replicas differ
+                // all the time, and rightly so.
+                let records = |view: &View| view.chunk.map(|c| (c.committed, c.pending));
+                let records: Vec<_> = views.iter().map(records).collect();
+                let last = before.insert((chain, key), records.clone());
+                let differs = compare(&views);
+                let moves = last.is_none_or(|last| last != records);
+                if differs.is_some() && moves && look == LOOKS && !unreadable(&views) {
+                    report.unsettled += 1;
+                    continue;
+                }
+                let fault = differs.or_else(|| match inodes.judge(&cluster, chain, key, &views) {
+                    Judgement::Fine => None,
+                    Judgement::Wrong(code, what) => Some((code, what)),
+                    Judgement::Unsettled => {
+                        report.unsettled += u64::from(look == LOOKS);
+                        None
+                    }
+                });
                 if let Some((code, what)) = fault {
-                    faults.push(Fault::new(code, chain, key, what));
+                    faults.push(Found {
+                        chain,
+                        key,
+                        code,
+                        what,
+                        remedy: remedy(code, &views),
+                    });
                     left.push((chain, key));
                 }
             }

@@ -22,6 +22,7 @@ mod ports;
 mod process;
 mod progress;
 mod rpc;
+mod scrub;
 mod serve;
 mod settings;
 mod show;
@@ -95,6 +96,7 @@ async fn run(cli: Cli) -> Result<Exit> {
         Command::Fsck(args) => fsck::fsck(cluster, args).await,
         Command::Settings(args) => settings::settings(cluster, args).await,
         Command::Chains(args) => chains::chains(cluster, args).await,
+        Command::Scrub(args) => scrub::scrub(cluster, args).await,
         Command::Bench(args) => bench::bench(cluster, args).await,
         Command::Config(ConfigCommand::Check(args)) => config_file::check(&args),
     }

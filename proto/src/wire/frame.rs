@@ -52,6 +52,7 @@ opcodes! {
     /** A replica asks the tail which version is committed. */ QueryVersion = 21;
     /** What a SYNCING target holds. */ SyncList = 22;
     /** The resync of a target is complete. */ SyncDone = 23;
+    /** Bytes of one version, to repair another replica. */ Fetch = 24;
 }
 
 /// Request or reply.

@@ -23,11 +23,11 @@ use super::types::{ReadData, ReadVersion};
 const ATTEMPTS: usize = 4;
 
 /// One version of a chunk, pinned.
-struct Picked {
-    content: Content,
-    page: u32,
-    block: Option<Arc<Block>>,
-    pending: bool,
+pub(super) struct Picked {
+    pub(super) content: Content,
+    pub(super) page: u32,
+    pub(super) block: Option<Arc<Block>>,
+    pub(super) pending: bool,
 }
 
 impl Core {
@@ -55,7 +55,7 @@ impl Core {
     }
 
     /// Chooses the version and pins its block, in one step.
-    fn pick(&self, touch: &Touch, which: ReadVersion) -> Result<Picked> {
+    pub(super) fn pick(&self, touch: &Touch, which: ReadVersion) -> Result<Picked> {
         let slot = touch.entry.slot.lock();
         let none = || {
             let what = format!("disk {}: {touch} does not exist", self.health.disk());
@@ -102,7 +102,7 @@ impl Core {
     }
 
     #[expect(clippy::unused_self, reason = "reads as a step of read()")]
-    fn is_current(&self, touch: &Touch, content: &Content) -> bool {
+    pub(super) fn is_current(&self, touch: &Touch, content: &Content) -> bool {
         let slot = touch.entry.slot.lock();
         let Slot::Known(Some(record)) = &*slot else {
             return false;

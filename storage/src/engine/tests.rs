@@ -7,6 +7,7 @@ mod faults;
 mod full;
 mod model;
 mod races;
+mod repair;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -87,7 +87,7 @@ impl Core {
         Ok((content, block))
     }
 
-    async fn allocate(&self, class: Class) -> Result<Block> {
+    pub(super) async fn allocate(&self, class: Class) -> Result<Block> {
         match self.map.allocate(&self.space, class).await {
             Err(error) if error.code == ErrorCode::NoSpace => {
                 // Blocks that commits freed may wait for a flush.
@@ -168,6 +168,25 @@ impl Core {
         if writes.is_empty() {
             return Ok(());
         }
+        self.write_pieces(hold, writes, block).await
+    }
+
+    /// Writes all of a fresh block's bytes, whole sectors, as durably as the engine is.
+    pub(super) async fn write_block(
+        &self,
+        hold: &Hold,
+        bytes: Bytes,
+        block: &Arc<Block>,
+    ) -> Result<()> {
+        self.write_pieces(hold, vec![(0, bytes)], block).await
+    }
+
+    async fn write_pieces(
+        &self,
+        hold: &Hold,
+        writes: Vec<(u32, Bytes)>,
+        block: &Arc<Block>,
+    ) -> Result<()> {
         let loc = block.loc();
         let file = self.file(loc.class)?;
         let touch = &hold.touch;

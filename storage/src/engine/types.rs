@@ -245,6 +245,28 @@ pub struct ReadData {
     pub page_size: u32,
 }
 
+/// What a look at all bytes of one version of a chunk found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The version that was looked at.
+    pub version: ChunkVersion,
+    /// Its length, bytes.
+    pub len: u32,
+    /// Bytes per checksum page.
+    pub page_size: u32,
+    /// Pages that are not what was written, in order; none: all is well.
+    pub pages: Vec<BadPage>,
+}
+
+/// A damaged page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadPage {
+    /// Where its bytes lie in the chunk.
+    pub range: std::ops::Range<u32>,
+    /// Checksum of the bytes that should be there.
+    pub checksum: u32,
+}
+
 /// Room on a disk, bytes. Blocks count with their whole size class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Space {

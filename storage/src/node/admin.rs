@@ -11,11 +11,14 @@ use emberfs_proto::pb::storage_admin_server::StorageAdmin;
 use emberfs_proto::{Error, ErrorCode, Result, pb};
 use tonic::{Request, Response, Status};
 
+use super::repair::Cause;
 use super::{Node, TargetHost};
 use crate::engine::ReadVersion;
 
 /// Most chunks per page of a listing.
 const MAX_PAGE: u32 = 4096;
+/// Most unrepairable chunks per disk in an answer.
+const MAX_LOST: usize = 64;
 
 /// The service behind the management port.
 pub struct Admin {
@@ -83,6 +86,79 @@ impl StorageAdmin for Admin {
         };
         let (chunks, end) = list_page(&host, after, request.limit).await?;
         Ok(Response::new(pb::ListChunksReply { chunks, end }))
+    }
+
+    async fn repair_chunk(
+        &self,
+        request: Request<pb::RepairChunkRequest>,
+    ) -> Result<Response<pb::RepairChunkReply>, Status> {
+        let request = request.into_inner();
+        let host = self.node.host(TargetId(request.target))?;
+        let key = chunk_key(&request.key)?;
+        let repair = self
+            .node
+            .repair(&host, key, ReadVersion::Committed, Cause::Fsck);
+        let repaired = repair.await?;
+        Ok(Response::new(pb::RepairChunkReply {
+            repaired_pages: repaired.pages as u64,
+            sources: repaired.sources.iter().map(|source| source.0).collect(),
+        }))
+    }
+
+    async fn scrub_status(
+        &self,
+        _: Request<pb::ScrubStatusRequest>,
+    ) -> Result<Response<pb::ScrubStatusReply>, Status> {
+        let node = &self.node;
+        let disks = node.disks.iter().map(|disk| {
+            let care = node.repairs.care(disk.id);
+            let lost = care.all_lost();
+            let lost = lost.iter().take(MAX_LOST).map(|lost| pb::LostChunk {
+                target: lost.target().0,
+                key: lost.key().encode().to_vec().into(),
+                why: lost.why.clone(),
+            });
+            pb::DiskScrub {
+                disk: disk.id.to_bytes(),
+                path: disk.path.display().to_string(),
+                care: Some(care.message(node.scrub_interval())),
+                lost: lost.collect(),
+            }
+        });
+        Ok(Response::new(pb::ScrubStatusReply {
+            node: node.id.0,
+            disks: disks.collect(),
+            findings: node.repairs.findings(),
+        }))
+    }
+
+    async fn start_scrub(
+        &self,
+        request: Request<pb::StartScrubRequest>,
+    ) -> Result<Response<pb::StartScrubReply>, Status> {
+        let wanted = request.into_inner().disks;
+        let mut disks = Vec::new();
+        for disk in &self.node.disks {
+            let id = disk.id.to_bytes();
+            if wanted.is_empty() || wanted.contains(&id) {
+                self.node.repairs.care(disk.id).ask();
+                disks.push(id);
+            }
+        }
+        Ok(Response::new(pb::StartScrubReply { disks }))
+    }
+
+    async fn resync_target(
+        &self,
+        request: Request<pb::ResyncTargetRequest>,
+    ) -> Result<Response<pb::ResyncTargetReply>, Status> {
+        let host = self.node.host(TargetId(request.into_inner().target))?;
+        let version = host.leave_to_resync(&self.node.map())?;
+        tracing::warn!(target = %host.id(), %version, "taken out of its chain to be synced again");
+        self.node.report.notify_one();
+        Ok(Response::new(pb::ResyncTargetReply {
+            chain_version: version.0,
+        }))
     }
 
     async fn verify_chunk(

@@ -17,6 +17,7 @@ use futures::StreamExt;
 use futures::stream;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::repair::{Cause, is_damage};
 use super::{Node, TargetHost, admin};
 use crate::chain::{Event, Forward, Outcome, ReadPlan, Update, UpdateKind};
 use crate::engine::{Mark, REMEMBERED_WRITES, ReadData, ReadVersion};
@@ -58,6 +59,7 @@ impl Service for Data {
             Opcode::Trim => self.trim(decode(body)?).await,
             Opcode::SyncList => self.sync_list(decode(body)?).await,
             Opcode::SyncDone => self.sync_done(decode(body)?).await,
+            Opcode::Fetch => self.fetch(decode(body)?, request.deadline).await,
             Opcode::Hello => Err(Error::new(ErrorCode::Protocol, "HELLO twice")),
         }
     }
@@ -86,13 +88,11 @@ impl Data {
             );
             return Err(Error::new(ErrorCode::InvalidArgument, what));
         }
-        let units = (total as usize).div_ceil(BUDGET_UNIT).max(1);
-        let units = units.min(self.node.config.read_bytes / BUDGET_UNIT) as u32;
-        let budget = self.node.read_budget.clone().acquire_many_owned(units);
-        let permit = tokio::time::timeout_at(deadline.into(), budget)
-            .await
-            .map_err(|_| Error::new(ErrorCode::Busy, "read queue full").retry_after_ms(10))?
-            .map_err(|_| Error::new(ErrorCode::Unavailable, "this storage server is stopping"))?;
+        // Before any budget is taken: a repair may wait for another server's.
+        for item in request.items.iter().filter(|item| item.suspect) {
+            self.repair_suspect(item).await?;
+        }
+        let permit = self.budget(total, deadline).await?;
         let results: Vec<_> =
             stream::iter(request.items.into_iter().map(|item| self.read_item(item)))
                 .buffered(READ_PARALLEL)
@@ -120,6 +120,55 @@ impl Data {
         Ok(Outgoing {
             payload,
             ..Outgoing::new(&reply)
+        })
+    }
+
+    /// The right to hold so many bytes of read data.
+    async fn budget(&self, bytes: u64, deadline: Instant) -> Result<OwnedSemaphorePermit> {
+        let units = (bytes as usize).div_ceil(BUDGET_UNIT).max(1);
+        let units = units.min(self.node.config.read_bytes / BUDGET_UNIT) as u32;
+        let budget = self.node.read_budget.clone().acquire_many_owned(units);
+        tokio::time::timeout_at(deadline.into(), budget)
+            .await
+            .map_err(|_| Error::new(ErrorCode::Busy, "read queue full").retry_after_ms(10))?
+            .map_err(|_| Error::new(ErrorCode::Unavailable, "this storage server is stopping"))
+    }
+
+    /// A client was sent bytes that do not match their checksum.
+    async fn repair_suspect(&self, item: &pb::ReadItem) -> Result<()> {
+        let (host, ..) = self.chain(item.chain.as_ref())?;
+        let key = ChunkKey::new(item.inode, item.index);
+        let committed = ReadVersion::Committed;
+        self.node
+            .repair(&host, key, committed, Cause::Read)
+            .await
+            .map(|_| ())
+    }
+
+    /// Bytes for another target's repair, which verifies them. Of any state: what they are worth
+    /// their checksums tell.
+    async fn fetch(&self, request: pb::FetchRequest, deadline: Instant) -> Result<Outgoing> {
+        let host = self.node.host(TargetId(request.target))?;
+        let key = ChunkKey::new(request.inode, request.index);
+        let end = request.offset.checked_add(request.len);
+        if end.is_none_or(|end| end > MAX_CHUNK_SIZE) {
+            let what = format!("a range of chunk {key} that is out of bounds");
+            return Err(Error::new(ErrorCode::InvalidArgument, what));
+        }
+        let permit = self.budget(request.len.into(), deadline).await?;
+        let version = ReadVersion::Exactly(ChunkVersion(request.version));
+        let read = host
+            .engine()
+            .read(host.id(), key, version, request.offset, request.len)
+            .await?;
+        let len = read.data.len() as u32;
+        let data = Bytes::from_owner(Charged {
+            data: read.data,
+            _permit: permit,
+        });
+        Ok(Outgoing {
+            payload: vec![data],
+            ..Outgoing::new(&pb::FetchReply { len })
         })
     }
 
@@ -154,6 +203,11 @@ impl Data {
                 // The chunk moved on meanwhile: ask again.
                 Err(error) if error.code == ErrorCode::StaleChunkVersion => {}
                 result => {
+                    if let Err(error) = &result
+                        && is_damage(&host, error)
+                    {
+                        self.node.repair_later(&host, key);
+                    }
                     // A process that slept between the check and the read must not answer.
                     host.check_serving(version)?;
                     return result;

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use emberfs_proto::cluster::LocalState;
+use emberfs_proto::checksum::verify_fragments;
+use emberfs_proto::cluster::{ClusterMap, LocalState, PublicState, Target};
 use emberfs_proto::ids::{ChainVersion, ChunkKey, ChunkVersion, TargetId};
 use emberfs_proto::layout::MAX_CHUNK_SIZE;
 use emberfs_proto::wire::{Call, Channel, Opcode};
@@ -14,11 +15,12 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
+use super::repair::{Cause, is_damage};
 use super::{Node, data, resync};
 use crate::chain::{
     Action, Content, Event, Forward, OpId, Outcome, ReadPlan, Replica, RequestId, UpdateKind,
 };
-use crate::engine::{Engine, ReadVersion};
+use crate::engine::{ChunkMeta, Engine, Prepare, ReadVersion};
 
 /// Longest wait for a successor's answer; a chain change ends the wait earlier.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -33,6 +35,8 @@ pub(crate) struct TargetHost {
     /// Actions are carried out under this lock (none of them waits), so their order is the machine's.
     core: Mutex<Core>,
     next_request: AtomicU64,
+    /// The chain version under which this target stops serving and asks to be taken out; 0: none.
+    leaving: AtomicU64,
     pub(super) sync_done: AtomicU64,
     pub(super) sync_total: AtomicU64,
 }
@@ -58,6 +62,7 @@ impl TargetHost {
                 resync: None,
             }),
             next_request: AtomicU64::new(1),
+            leaving: AtomicU64::new(0),
             sync_done: AtomicU64::new(0),
             sync_total: AtomicU64::new(0),
         })
@@ -102,7 +107,8 @@ impl TargetHost {
     pub(super) fn drive(self: &Arc<Self>, event: Event) {
         let Ok(node) = self.node() else { return };
         let mut core = self.core.lock();
-        for action in core.replica.handle(event, node.lease.is_valid()) {
+        let lease = node.lease.is_valid() && !self.leaves(&core);
+        for action in core.replica.handle(event, lease) {
             self.perform(&node, &mut core, action);
         }
     }
@@ -120,12 +126,12 @@ impl TargetHost {
     }
 
     pub(super) fn read_plan(&self, key: ChunkKey, version: ChainVersion) -> Result<ReadPlan> {
-        let lease = self.node()?.lease.is_valid();
+        let lease = self.may_serve()?;
         self.core.lock().replica.read_plan(key, version, lease)
     }
 
     pub(super) fn check_serving(&self, version: ChainVersion) -> Result<()> {
-        let lease = self.node()?.lease.is_valid();
+        let lease = self.may_serve()?;
         self.core
             .lock()
             .replica
@@ -134,8 +140,48 @@ impl TargetHost {
     }
 
     pub(super) fn tail_plan(&self, key: ChunkKey, version: ChainVersion) -> Result<ReadPlan> {
-        let lease = self.node()?.lease.is_valid();
+        let lease = self.may_serve()?;
         self.core.lock().replica.tail_plan(key, version, lease)
+    }
+
+    /// Stops serving at once and asks the manager to take this target out of its chain; it comes back by
+    /// resync. Refused unless another replica serves. Returns the chain version that it leaves.
+    pub(super) fn leave_to_resync(&self, map: &ClusterMap) -> Result<ChainVersion> {
+        let refused = |why: String| Err(Error::new(ErrorCode::ChainUnavailable, why));
+        let core = self.core.lock();
+        let Some(view) = core.replica.view() else {
+            return refused(format!("target {} knows no chain yet; try again", self.id));
+        };
+        let chain = map.chain(view.chain)?;
+        if view.state != PublicState::Serving || chain.version != view.version {
+            return refused(format!(
+                "target {} is not serving under the newest map; wait until `emberfs status` shows it serving",
+                self.id
+            ));
+        }
+        let alive = |t: &&Target| map.node_of(t).is_some_and(|node| node.alive);
+        if !map.serving(chain).filter(alive).any(|t| t.id != self.id) {
+            return refused(format!(
+                "target {} is the only one that serves chain {}; bring another replica back first",
+                self.id, view.chain
+            ));
+        }
+        self.leaving.store(view.version.0, Ordering::Relaxed);
+        Ok(view.version)
+    }
+
+    /// Whether it has stopped serving and waits to be taken out of its chain.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaves(&self.core.lock())
+    }
+
+    fn leaves(&self, core: &Core) -> bool {
+        let version = core.replica.view().map_or(0, |view| view.version.0);
+        version != 0 && self.leaving.load(Ordering::Relaxed) == version
+    }
+
+    fn may_serve(&self) -> Result<bool> {
+        Ok(self.node()?.lease.is_valid() && !self.is_leaving())
     }
 
     /// Adopted chain version and public state as this target sees them.
@@ -150,7 +196,7 @@ impl TargetHost {
                 Event::Loaded { op, result }
             }),
             Action::Prepare { op, key, prepare } => self.run(move |host| async move {
-                let result = host.engine.prepare(host.id, key, prepare).await;
+                let result = host.prepare(key, prepare).await;
                 Event::Prepared { op, result }
             }),
             Action::ReadContent { op, key, version } => self.run(move |host| async move {
@@ -268,11 +314,41 @@ impl TargetHost {
         }
     }
 
+    /// A change that keeps a part of a damaged page, or reads one, waits for its repair.
+    async fn prepare(&self, key: ChunkKey, prepare: Prepare) -> Result<ChunkMeta> {
+        let again = prepare.clone();
+        match self.engine.prepare(self.id, key, prepare).await {
+            Err(error) if is_damage(self, &error) => {
+                let committed = ReadVersion::Committed;
+                let node = self.node()?;
+                node.repair(self, key, committed, Cause::Write).await?;
+                self.engine.prepare(self.id, key, again).await
+            }
+            result => result,
+        }
+    }
+
+    /// The whole content of a version, verified: a successor must not be sent damaged bytes.
     async fn content(&self, key: ChunkKey, version: ReadVersion) -> Result<Content> {
+        match self.verified(key, version).await {
+            Err(error) if is_damage(self, &error) => {
+                let node = self.node()?;
+                node.repair(self, key, version, Cause::Resync).await?;
+                self.verified(key, version).await
+            }
+            result => result,
+        }
+    }
+
+    async fn verified(&self, key: ChunkKey, version: ReadVersion) -> Result<Content> {
         let read = self
             .engine
             .read(self.id, key, version, 0, MAX_CHUNK_SIZE)
             .await?;
+        verify_fragments(0, &read.data, read.page_size, &read.checksums).map_err(|bad| {
+            let what = format!("target {} chunk {key}: bytes {bad:?} are damaged", self.id);
+            Error::new(ErrorCode::ChecksumMismatch, what)
+        })?;
         Ok(Content {
             data: read.data,
             checksums: read.checksums,

@@ -149,6 +149,7 @@ impl ChainReader {
 impl Replica {
     fn view(&self, chunk: Option<Chunk>) -> View {
         View {
+            target: self.target,
             node: self.node,
             serving: self.serving,
             chunk,

@@ -6,6 +6,8 @@ use serde::Serialize;
 /// What one replica says about one chunk.
 #[derive(Clone, Debug, Default)]
 pub(super) struct View {
+    /// The replica.
+    pub(super) target: u64,
     /// Node of the replica.
     pub(super) node: u32,
     /// It answers reads; otherwise it is being brought up to date.
@@ -42,18 +44,34 @@ pub(super) struct Fault {
     pub(super) inode: u64,
     pub(super) index: u32,
     pub(super) what: String,
+    /// What `--repair` does about it.
+    pub(super) repair: String,
 }
 
 impl Fault {
-    pub(super) fn new(code: &'static str, chain: u32, key: ChunkKey, what: String) -> Self {
+    pub(super) fn new(
+        code: &'static str,
+        chain: u32,
+        key: ChunkKey,
+        what: String,
+        repair: String,
+    ) -> Self {
         Self {
             code,
             chain,
             inode: key.inode.0,
             index: key.index.0,
             what,
+            repair,
         }
     }
+}
+
+/// Whether a replica cannot give its bytes: no write in progress makes that right.
+pub(super) fn unreadable(views: &[View]) -> bool {
+    views
+        .iter()
+        .any(|view| matches!(view.content, Some(Err(_))))
 }
 
 /// The first thing that is wrong with a chunk, as a code and a sentence.
@@ -166,6 +184,7 @@ mod tests {
             })
         };
         View {
+            target: node.into(),
             node,
             serving,
             chunk,

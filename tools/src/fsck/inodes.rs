@@ -80,6 +80,11 @@ impl InodeTable {
         Ok(())
     }
 
+    /// Whether there is a file with this number, named or not.
+    pub(super) fn knows(&self, inode: InodeId) -> bool {
+        self.files.contains_key(&inode)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.files.len()
     }

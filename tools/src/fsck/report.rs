@@ -27,6 +27,10 @@ pub(super) struct FsckReport {
     pub(super) unsettled: u64,
     faults: Vec<Fault>,
     more_faults: usize,
+    /// Faults that `--repair` put right.
+    pub(super) repaired: usize,
+    /// Why others stay.
+    pub(super) repair_failures: Vec<String>,
 }
 
 impl FsckReport {
@@ -43,6 +47,8 @@ impl FsckReport {
             unsettled: 0,
             faults: Vec::new(),
             more_faults: 0,
+            repaired: 0,
+            repair_failures: Vec::new(),
         }
     }
 
@@ -89,9 +95,16 @@ impl FsckReport {
         if self.unsettled > 0 {
             let _ = write!(
                 out,
-                "\n  not judged: {} beyond the known length of files that are being written",
+                "\n  not judged: {} that are being written or lie beyond the known length of files that are",
                 show::count(self.unsettled as usize, "chunk")
             );
+        }
+        if self.repaired > 0 {
+            let repaired = show::count(self.repaired, "fault");
+            let _ = write!(out, "\n  repaired: {repaired}");
+        }
+        for failure in self.repair_failures.iter().take(SHOWN) {
+            let _ = write!(out, "\n  not repaired: {failure}");
         }
         if !self.faults.is_empty() {
             let rows = self.faults.iter().take(SHOWN).map(|fault| {
@@ -101,9 +114,13 @@ impl FsckReport {
                     fault.inode.to_string(),
                     fault.index.to_string(),
                     fault.what.clone(),
+                    fault.repair.clone(),
                 ]
             });
-            let table = show::table(&["fault", "chain", "inode", "chunk", "what"], rows);
+            let table = show::table(
+                &["fault", "chain", "inode", "chunk", "what", "--repair would"],
+                rows,
+            );
             let _ = write!(out, "\n\n{table}");
         }
         let hidden = self.faults.len().saturating_sub(SHOWN) + self.more_faults;
@@ -126,7 +143,15 @@ mod tests {
     fn a_clean_report_says_so_and_faults_are_listed_and_counted() {
         let mut report = FsckReport::new(true, 2, 1);
         assert!(report.is_clean() && report.render().starts_with("CLEAN"));
-        let fault = |i: u32| Fault::new("orphan", 1, ChunkKey::new(9u64, i), "no file".to_owned());
+        let fault = |i: u32| {
+            Fault::new(
+                "orphan",
+                1,
+                ChunkKey::new(9u64, i),
+                "no file".to_owned(),
+                "remove".to_owned(),
+            )
+        };
         report.add_faults((0..25).map(fault).collect(), 3);
         assert!(!report.is_clean());
         let text = report.render();
@@ -141,7 +166,8 @@ mod tests {
     fn the_json_shape_has_its_documented_fields() {
         let mut report = FsckReport::new(true, 2, 1);
         let key = ChunkKey::new(9u64, 1u32);
-        report.add_faults(vec![Fault::new("orphan", 1, key, "no file".to_owned())], 0);
+        let fault = Fault::new("orphan", 1, key, "no file".to_owned(), "remove".to_owned());
+        report.add_faults(vec![fault], 0);
         let json = serde_json::to_value(&report).expect("JSON");
         assert_eq!(json["status"], "differences");
         let fault = json["faults"][0].as_object().expect("an object").keys();

@@ -19,6 +19,8 @@ pub(super) struct Facts {
     pub(super) summary: Result<pb::SummaryReply, String>,
     /// The cluster on this host.
     pub(super) local: Option<LocalFacts>,
+    /// When this was, milliseconds since 1970.
+    pub(super) now_ms: u64,
 }
 
 /// About the cluster on this host.
@@ -38,6 +40,7 @@ pub(super) async fn gather(seat: &Seat) -> Facts {
         report: report.map_err(|failure| failure.to_string()),
         summary: summary.map_err(|failure| failure.to_string()),
         local,
+        now_ms: crate::scrub::now_ms(),
     }
 }
 

@@ -17,6 +17,8 @@ use super::report::{
 
 /// A disk with less than one in this many bytes left is reported.
 const LOW_SPACE: u64 = 20;
+/// Repaired damage is mentioned for this long, milliseconds: a week.
+const RECENT_DAMAGE_MS: u64 = 7 * 86_400_000;
 /// How many ids a sentence lists.
 const LISTED: usize = 6;
 
@@ -38,7 +40,7 @@ pub(super) fn judge(facts: &Facts) -> StatusReport {
         });
     }
     if let Ok(reply) = &facts.report {
-        let problems = check(&report, reply, facts.local.as_ref());
+        let problems = check(&report, reply, facts.local.as_ref(), facts.now_ms);
         report.problems.extend(problems);
     }
     report
@@ -116,6 +118,7 @@ fn node_report(node: &pb::NodeMsg, live: Option<&&pb::NodeReport>) -> NodeReport
             used: s.used,
             free: s.free,
         });
+        let care = said.and_then(|said| said.care).unwrap_or_default();
         DiskReport {
             id: disk_id(&disk.id),
             path: disk.path.clone(),
@@ -125,6 +128,9 @@ fn node_report(node: &pb::NodeMsg, live: Option<&&pb::NodeReport>) -> NodeReport
                 free: 0,
             }),
             error: said.map(|said| said.error.clone()).unwrap_or_default(),
+            repaired: care.repaired,
+            unrepairable: care.unrepairable,
+            last_damage_ms: care.last_found_ms,
         }
     };
     NodeReport {
@@ -229,12 +235,14 @@ fn check(
     report: &StatusReport,
     reply: &pb::ReportReply,
     local: Option<&LocalFacts>,
+    now: u64,
 ) -> Vec<Problem> {
     let mut problems = Vec::new();
     nodes(report, local, &mut problems);
     refusals(reply, local, &mut problems);
     chains(report, local, &mut problems);
     disks(report, &mut problems);
+    damage(report, now, &mut problems);
     if reply.settling && problems.iter().any(|p| p.severity == Overall::Broken) {
         problems.push(Problem {
             code: "settling",
@@ -363,6 +371,42 @@ fn disks(report: &StatusReport, problems: &mut Vec<Problem>) {
                         show::bytes(disk.space.free)
                     ),
                     next: "delete files, or add storage servers".to_owned(),
+                });
+            }
+        }
+    }
+}
+
+/// Damage that no replica can repair is lost data; repaired damage says something about a disk.
+fn damage(report: &StatusReport, now: u64, problems: &mut Vec<Problem>) {
+    let disks = report.nodes.iter().flat_map(|node| &node.disks);
+    let lost: u64 = disks.map(|disk| disk.unrepairable).sum();
+    if lost > 0 {
+        problems.push(Problem {
+            code: "data-damaged",
+            severity: Overall::Broken,
+            what: format!(
+                "{} no replica has the right bytes for; reading them fails",
+                show::count(lost as usize, "chunk copy").replace("copys", "copies")
+            ),
+            next: "emberfs fsck".to_owned(),
+        });
+    }
+    for node in &report.nodes {
+        for disk in &node.disks {
+            let recent = now.saturating_sub(disk.last_damage_ms) < RECENT_DAMAGE_MS;
+            if disk.repaired > 0 && recent {
+                problems.push(Problem {
+                    code: "damage-repaired",
+                    // All data is whole again.
+                    severity: Overall::Healthy,
+                    what: format!(
+                        "disk {} of {} had {} repaired from other replicas; if it goes on, replace the disk",
+                        disk.path,
+                        node.name,
+                        show::count(disk.repaired as usize, "damaged chunk")
+                    ),
+                    next: "emberfs scrub".to_owned(),
                 });
             }
         }

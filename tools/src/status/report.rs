@@ -88,6 +88,12 @@ pub(super) struct DiskReport {
     pub(super) space: SpaceReport,
     /// Empty: it works.
     pub(super) error: String,
+    /// Chunks with damaged pages that were repaired, since the disk was formatted.
+    pub(super) repaired: u64,
+    /// Chunks that no replica has the bytes for, now.
+    pub(super) unrepairable: u64,
+    /// When damage was last found, milliseconds since 1970; 0: never.
+    pub(super) last_damage_ms: u64,
 }
 
 /// A chain.

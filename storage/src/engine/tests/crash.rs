@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use super::*;
 
 /// Where the child finds its disk.
-const DISK: &str = "EMBERFS_TEST_CRASH_DISK";
+pub(super) const DISK: &str = "EMBERFS_TEST_CRASH_DISK";
 const POWER: &str = "EMBERFS_TEST_CRASH_POWER";
 const CHUNKS: u64 = 6;
 /// Chunk content beyond this is cut again.
@@ -104,14 +104,15 @@ fn child() {
 }
 
 /// Kills the child after `acks` acknowledgements; the highest version of each chunk that was acknowledged.
-fn run_and_kill(disk: &Path, power: bool, acks: usize, seen: &mut HashMap<(String, u64), u64>) {
+pub(super) fn run_and_kill(
+    child: &str,
+    disk: &Path,
+    power: bool,
+    acks: usize,
+    seen: &mut HashMap<(String, u64), u64>,
+) {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args([
-        "--exact",
-        "engine::tests::crash::child",
-        "--ignored",
-        "--nocapture",
-    ]);
+    command.args(["--exact", child, "--ignored", "--nocapture"]);
     command
         .env(DISK, disk)
         .stdout(Stdio::piped())
@@ -150,7 +151,13 @@ fn crash_rounds(power: bool, rounds: u64) {
     let mut seen = HashMap::new();
     for round in 0..rounds {
         let acks = usize::from(pattern(1, round + 77)[0]) + 1;
-        run_and_kill(dir.path(), power, acks, &mut seen);
+        run_and_kill(
+            "engine::tests::crash::child",
+            dir.path(),
+            power,
+            acks,
+            &mut seen,
+        );
         let config = disk_config(dir.path(), power);
         runtime().block_on(async {
             let engine = open(&config).await;

@@ -4,6 +4,8 @@ use crate::status::report::ProcessReport;
 use bytes::Bytes;
 use pb::PublicState::{LastServing, Offline, Serving, Syncing};
 
+const NOW_MS: u64 = 2_000_000_000_000;
+
 /// Three nodes; chains with one target per node, in the given states.
 fn facts(chains: &[[PublicState; 3]]) -> Facts {
     let disk = |node: u32| Bytes::copy_from_slice(&u128::from(node).to_be_bytes());
@@ -40,6 +42,7 @@ fn facts(chains: &[[PublicState; 3]]) -> Facts {
                 disk: disk(id),
                 space: Some(space),
                 error: String::new(),
+                care: None,
             }],
             targets: Vec::new(),
         });
@@ -86,6 +89,7 @@ fn facts(chains: &[[PublicState; 3]]) -> Facts {
             ..Default::default()
         }),
         local: None,
+        now_ms: NOW_MS,
     }
 }
 
@@ -208,6 +212,39 @@ fn failed_and_full_disks_degrade() {
         (report.status, codes(&report)),
         (Overall::Degraded, vec!["disk-error", "disk-full"])
     );
+}
+
+#[test]
+fn repaired_damage_is_mentioned_for_a_while_and_damage_that_stays_breaks_the_cluster() {
+    let mut facts = facts(&[[Serving; 3]]);
+    let care = |repaired, unrepairable, ago| pb::DiskCare {
+        found: repaired + unrepairable,
+        repaired,
+        unrepairable,
+        last_found_ms: NOW_MS - ago,
+        ..Default::default()
+    };
+    reply(&mut facts).nodes[0].disks[0].care = Some(care(2, 0, 8 * 86_400_000));
+    assert!(judge(&facts).problems.is_empty());
+    reply(&mut facts).nodes[0].disks[0].care = Some(care(2, 0, 1000));
+    let report = judge(&facts);
+    assert_eq!(
+        (report.status, codes(&report)),
+        (Overall::Healthy, vec!["damage-repaired"])
+    );
+    let text = render::verdict(&report);
+    assert!(
+        text.starts_with("HEALTHY: disk /d1 of storage-1 had 2 damaged chunks repaired")
+            && text.contains("next: emberfs scrub"),
+        "{text}"
+    );
+    reply(&mut facts).nodes[1].disks[0].care = Some(care(0, 1, 1000));
+    let report = judge(&facts);
+    assert_eq!(
+        (report.status, codes(&report)),
+        (Overall::Broken, vec!["data-damaged", "damage-repaired"])
+    );
+    assert_eq!(report.problems[0].next, "emberfs fsck");
 }
 
 #[test]

@@ -164,6 +164,7 @@ impl Shared {
                 free: 1 << 29,
             }),
             error: if failed { "EIO".into() } else { String::new() },
+            care: None,
         };
         pb::HeartbeatRequest {
             node: self.id,
