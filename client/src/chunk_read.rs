@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use emberfs_proto::checksum::verify_fragments;
 use emberfs_proto::ids::{ChainId, ChunkKey, TargetId};
 use emberfs_proto::wire::{Call, Channel as _, Landed, Landing, Opcode};
-use emberfs_proto::{Error, ErrorCode, Result, RetryClass, pb};
+use emberfs_proto::{Error, ErrorCode, Result, pb};
 
 use crate::chunk_io::{ChunkIo, Replica};
 use crate::plan::{READ_ATTEMPT, Role, elsewhere};

@@ -68,7 +68,7 @@ impl Model {
     /// `Ok(None)`: admitted, to be answered when a published map names it. `Ok(Some)`: another process
     /// may still serve; probe that one and ask again.
     pub fn register(&mut self, node: &Node, now: Instant) -> Result<Option<Probe>> {
-        let admission = self.members.register(node.clone(), &self.map, now)?;
+        let admission = self.members.register(node.clone().into(), &self.map, now)?;
         Ok(match admission {
             Admission::Admitted => None,
             Admission::Contested {

@@ -29,6 +29,18 @@ pub(in crate::cluster) struct Announcement {
     pub(in crate::cluster) last_openings: BTreeMap<DiskId, u64>,
 }
 
+/// A node whose disks bear no marks.
+impl From<Node> for Announcement {
+    fn from(node: Node) -> Self {
+        let (openings, last_openings) = (BTreeMap::new(), BTreeMap::new());
+        Self {
+            node,
+            openings,
+            last_openings,
+        }
+    }
+}
+
 /// Refuses disks of other nodes, empty ones in the place of full ones, and older copies.
 pub(super) fn check_disks(
     announced: &Announcement,

@@ -5,17 +5,6 @@ use emberfs_proto::ids::{ChainId, MapVersion};
 
 const LEASE: Duration = Duration::from_secs(5);
 
-impl From<Node> for Announcement {
-    fn from(node: Node) -> Self {
-        let (openings, last_openings) = (BTreeMap::new(), BTreeMap::new());
-        Self {
-            node,
-            openings,
-            last_openings,
-        }
-    }
-}
-
 fn node(id: u32, incarnation: u128) -> Node {
     Node {
         id: NodeId(id),
