@@ -9,6 +9,7 @@ use emberfs_proto::ids::{ChainId, ChunkKey, ClientId, InodeId, TargetId, WriteTa
 use emberfs_proto::pb;
 use emberfs_proto::wire::client::{Identity, PeerPool};
 use emberfs_proto::wire::{Call, Channel as _, Opcode};
+use futures::future::try_join_all;
 
 use crate::cluster_dir::storage_name;
 use crate::failure::{Failure, Result};
@@ -162,38 +163,14 @@ async fn remove(
 /// Takes replicas out of a chain together, so that none is synced from another that is wrong as well,
 /// and waits until they serve again.
 async fn resync(address: &str, chain: u32, targets: &BTreeSet<u64>) -> Result<()> {
-    let serving = |map: &ClusterMap| -> Result<Vec<TargetId>> {
-        Ok(map
-            .serving(map.chain(ChainId(chain))?)
-            .map(|t| t.id)
-            .collect())
-    };
     let map = ClusterMap::try_from(&rpc::map(address).await?)?;
-    if serving(&map)?.iter().all(|id| targets.contains(&id.0)) {
+    let of = map.chain(ChainId(chain))?;
+    if map.serving(of).all(|t| targets.contains(&t.id.0)) {
         return Err(Failure::new(format!(
             "chain {chain}: every serving replica would have to be synced again; bring the others back first"
         )));
     }
-    let started = Instant::now();
-    for &target in targets {
-        loop {
-            let map = ClusterMap::try_from(&rpc::map(address).await?)?;
-            if !serving(&map)?.contains(&TargetId(target)) {
-                break;
-            }
-            let (name, admin) = admin_of(&map, target)?;
-            let mut admin = rpc::storage_admin(&admin).await?;
-            let request = admin.resync_target(pb::ResyncTargetRequest { target });
-            let asked = rpc::answer(&name, rpc::CALL_LIMIT, request).await;
-            if started.elapsed() > LEAVE_LIMIT {
-                asked?;
-                return Err(Failure::new(format!(
-                    "target {target} does not leave chain {chain}; look at the log of {name}"
-                )));
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-    }
+    try_join_all(targets.iter().map(|&target| leave(address, chain, target))).await?;
     let started = Instant::now();
     while started.elapsed() < RESYNC_LIMIT {
         let map = ClusterMap::try_from(&rpc::map(address).await?)?;
@@ -206,6 +183,35 @@ async fn resync(address: &str, chain: u32, targets: &BTreeSet<u64>) -> Result<()
     Err(Failure::new(format!(
         "chain {chain}: the replicas are still being synced; `emberfs status` shows how far they are"
     )))
+}
+
+/// Has one replica leave. It may be back before anybody looks: only the chain's version tells.
+async fn leave(address: &str, chain: u32, target: u64) -> Result<()> {
+    let started = Instant::now();
+    let mut left = None;
+    loop {
+        let map = ClusterMap::try_from(&rpc::map(address).await?)?;
+        let version = map.chain(ChainId(chain))?.version.0;
+        let serves = map.state(TargetId(target)) == PublicState::Serving;
+        if !serves || left.is_some_and(|left| version > left) {
+            return Ok(());
+        }
+        if started.elapsed() > LEAVE_LIMIT {
+            return Err(Failure::new(format!(
+                "target {target} does not leave chain {chain}; look at the log of its server"
+            )));
+        }
+        if left.is_none() {
+            let (name, admin) = admin_of(&map, target)?;
+            let mut admin = rpc::storage_admin(&admin).await?;
+            let request = admin.resync_target(pb::ResyncTargetRequest { target });
+            // Refused while the server does not know the newest map yet.
+            if let Ok(reply) = rpc::answer(&name, rpc::CALL_LIMIT, request).await {
+                left = Some(reply.chain_version);
+            }
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 fn admin_of(map: &ClusterMap, target: u64) -> Result<(String, String)> {
