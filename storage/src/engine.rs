@@ -61,8 +61,9 @@ pub use check::{InvariantReport, MAX_VIOLATIONS};
 pub(crate) use types::remember;
 pub use types::{
     BadPage, ChunkMeta, DEFAULT_CACHE_ENTRIES, DEFAULT_INDEX_CACHE_BYTES, DEFAULT_QUEUE_DEPTH,
-    DEFAULT_RESERVE_BYTES, Damage, DiskHealth, DiskState, Durability, EngineConfig, Mark, PendingKind,
-    PendingMeta, Prepare, PrepareKind, REMEMBERED_WRITES, ReadData, ReadVersion, Space,
+    DEFAULT_RESERVE_BYTES, Damage, DiskHealth, DiskState, Durability, EngineConfig, Mark,
+    PendingKind, PendingMeta, Prepare, PrepareKind, REMEMBERED_WRITES, ReadData, ReadVersion,
+    Space,
 };
 
 /// The engine of one disk; clones are handles to the same. Dropping the last one ends its threads

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use emberfs_proto::cluster::{ClusterMap, LocalState};
+use emberfs_proto::cluster::ClusterMap;
 use emberfs_proto::ids::{ChainId, ClientId, ClusterId, DiskId, IncarnationId, NodeId, TargetId};
 use emberfs_proto::wire::client::{Identity, PeerPool};
 use emberfs_proto::{Error, ErrorCode, Result, pb};
@@ -177,15 +177,13 @@ impl Node {
     }
 
     /// Time from the beginning of one scrub pass to that of the next; zero: there are none.
-    #[expect(clippy::unused_self, reason = "to become a setting of the cluster map")]
     fn scrub_interval(&self) -> Duration {
-        Duration::from_hours(7 * 24)
+        Duration::from_secs(self.map().settings.scrub_interval_seconds)
     }
 
     /// Pace of the scrub of each disk; 0: as fast as it can.
-    #[expect(clippy::unused_self, reason = "to become a setting of the cluster map")]
     fn scrub_bytes_per_second(&self) -> u64 {
-        32 << 20
+        self.map().settings.scrub_bytes_per_second
     }
 
     fn hosts(&self) -> Vec<Arc<TargetHost>> {
@@ -232,11 +230,6 @@ impl Node {
                 host.drive(Event::Failed);
             }
             let (state, version) = host.local();
-            let state = if host.is_leaving() {
-                LocalState::Offline
-            } else {
-                state
-            };
             let (sync_done, sync_total) = host.resync_progress();
             pb::TargetReport {
                 target: host.id().0,

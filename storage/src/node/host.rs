@@ -35,8 +35,6 @@ pub(crate) struct TargetHost {
     /// Actions are carried out under this lock (none of them waits), so their order is the machine's.
     core: Mutex<Core>,
     next_request: AtomicU64,
-    /// The chain version under which this target stops serving and asks to be taken out; 0: none.
-    leaving: AtomicU64,
     pub(super) sync_done: AtomicU64,
     pub(super) sync_total: AtomicU64,
 }
@@ -62,7 +60,6 @@ impl TargetHost {
                 resync: None,
             }),
             next_request: AtomicU64::new(1),
-            leaving: AtomicU64::new(0),
             sync_done: AtomicU64::new(0),
             sync_total: AtomicU64::new(0),
         })
@@ -107,8 +104,7 @@ impl TargetHost {
     pub(super) fn drive(self: &Arc<Self>, event: Event) {
         let Ok(node) = self.node() else { return };
         let mut core = self.core.lock();
-        let lease = node.lease.is_valid() && !self.leaves(&core);
-        for action in core.replica.handle(event, lease) {
+        for action in core.replica.handle(event, node.lease.is_valid()) {
             self.perform(&node, &mut core, action);
         }
     }
@@ -126,12 +122,12 @@ impl TargetHost {
     }
 
     pub(super) fn read_plan(&self, key: ChunkKey, version: ChainVersion) -> Result<ReadPlan> {
-        let lease = self.may_serve()?;
+        let lease = self.node()?.lease.is_valid();
         self.core.lock().replica.read_plan(key, version, lease)
     }
 
     pub(super) fn check_serving(&self, version: ChainVersion) -> Result<()> {
-        let lease = self.may_serve()?;
+        let lease = self.node()?.lease.is_valid();
         self.core
             .lock()
             .replica
@@ -140,16 +136,15 @@ impl TargetHost {
     }
 
     pub(super) fn tail_plan(&self, key: ChunkKey, version: ChainVersion) -> Result<ReadPlan> {
-        let lease = self.may_serve()?;
+        let lease = self.node()?.lease.is_valid();
         self.core.lock().replica.tail_plan(key, version, lease)
     }
 
     /// Stops serving at once and asks the manager to take this target out of its chain; it comes back by
     /// resync. Refused unless another replica serves. Returns the chain version that it leaves.
-    pub(super) fn leave_to_resync(&self, map: &ClusterMap) -> Result<ChainVersion> {
+    pub(super) fn leave_to_resync(self: &Arc<Self>, map: &ClusterMap) -> Result<ChainVersion> {
         let refused = |why: String| Err(Error::new(ErrorCode::ChainUnavailable, why));
-        let core = self.core.lock();
-        let Some(view) = core.replica.view() else {
+        let Some(view) = self.view() else {
             return refused(format!("target {} knows no chain yet; try again", self.id));
         };
         let chain = map.chain(view.chain)?;
@@ -166,22 +161,9 @@ impl TargetHost {
                 self.id, view.chain
             ));
         }
-        self.leaving.store(view.version.0, Ordering::Relaxed);
+        // As if its disk had failed; out of the chain it is like any that returns.
+        self.drive(Event::Failed);
         Ok(view.version)
-    }
-
-    /// Whether it has stopped serving and waits to be taken out of its chain.
-    pub(super) fn is_leaving(&self) -> bool {
-        self.leaves(&self.core.lock())
-    }
-
-    fn leaves(&self, core: &Core) -> bool {
-        let version = core.replica.view().map_or(0, |view| view.version.0);
-        version != 0 && self.leaving.load(Ordering::Relaxed) == version
-    }
-
-    fn may_serve(&self) -> Result<bool> {
-        Ok(self.node()?.lease.is_valid() && !self.is_leaving())
     }
 
     /// Adopted chain version and public state as this target sees them.
