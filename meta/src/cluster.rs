@@ -3,7 +3,8 @@
 //! ```text
 //! nodes ──Register/Heartbeat/Leave──► members ──facts──► evaluate ──new map──► store ──► watchers
 //!          a broken stream ► probe ──► (sessions,        (pure: state,         (one fenced
-//!                                       claims)           placement)            transaction)
+//!                                       claims)      ┌─►  placement, moves)     transaction)
+//! operators ──Change──────────────────► roles ───────┘
 //! ```
 //!
 //! What the parts guarantee together:
@@ -25,6 +26,7 @@
 mod evaluate;
 mod manager;
 mod members;
+mod moves;
 pub mod placement;
 mod probe;
 mod service;

@@ -12,7 +12,11 @@ use crate::ids::{
     MapVersion, NodeId, TargetId,
 };
 use crate::pb;
-pub use crate::pb::{LocalState, PublicState};
+pub use crate::pb::{DiskRole, LocalState, PublicState};
+
+mod moves;
+
+pub use moves::Move;
 
 /// A server process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +89,14 @@ pub struct ClusterMap {
     pub chains: BTreeMap<ChainId, Chain>,
     /// All versions of all chain tables.
     pub tables: BTreeMap<(ChainTableId, ChainTableVersion), Vec<ChainId>>,
+    /// What operators want of disks, where they have said so; see [`Self::role`].
+    pub roles: BTreeMap<DiskId, DiskRole>,
+    /// Replicas on their way to another disk, at most one per chain.
+    pub moves: BTreeMap<ChainId, Move>,
+    /// The highest target id ever given out: a higher one was given out by a later map.
+    pub last_target: TargetId,
+    /// Replicas are to be spread evenly over the disks in use.
+    pub rebalance: bool,
 }
 
 impl ClusterMap {
@@ -190,6 +202,10 @@ impl From<&ClusterMap> for pb::ClusterMapMsg {
                     chains: chains.iter().map(|c| c.0).collect(),
                 })
                 .collect(),
+            roles: map.roles.iter().map(moves::role_msg).collect(),
+            moves: map.moves.values().map(pb::MoveMsg::from).collect(),
+            last_target: map.last_target.0,
+            rebalance: map.rebalance,
         }
     }
 }
@@ -202,6 +218,7 @@ impl TryFrom<&pb::ClusterMapMsg> for ClusterMap {
             version: MapVersion(msg.version),
             cluster: ClusterId::from_bytes(&msg.cluster).ok_or_else(|| malformed("cluster id"))?,
             replicas: msg.replicas,
+            rebalance: msg.rebalance,
             ..Self::default()
         };
         for node in &msg.nodes {
@@ -231,6 +248,19 @@ impl TryFrom<&pb::ClusterMapMsg> for ClusterMap {
             map.tables
                 .insert((ChainTableId(t.id), ChainTableVersion(t.version)), chains);
         }
+        for role in &msg.roles {
+            let disk = DiskId::from_bytes(&role.disk).ok_or_else(|| malformed("disk id"))?;
+            map.roles.insert(disk, role.role());
+        }
+        map.moves = msg
+            .moves
+            .iter()
+            .map(Move::from)
+            .map(|m| (m.chain, m))
+            .collect();
+        // A map from before ids were counted has lost none of its targets.
+        let highest = map.targets.keys().next_back().copied().unwrap_or_default();
+        map.last_target = highest.max(TargetId(msg.last_target));
         Ok(map)
     }
 }
@@ -243,6 +273,14 @@ fn node_msg(node: &Node) -> pb::NodeMsg {
         incarnation: node.incarnation.to_bytes(),
         alive: node.alive,
         disks: node.disks.iter().map(pb::DiskMsg::from).collect(),
+    }
+}
+
+impl TryFrom<&pb::NodeMsg> for Node {
+    type Error = Error;
+
+    fn try_from(msg: &pb::NodeMsg) -> Result<Self> {
+        node_from(msg)
     }
 }
 

@@ -26,6 +26,7 @@ use super::service::ClusterService;
 use super::store::Store;
 use crate::kv::Engine;
 
+mod growth;
 mod requests;
 
 pub(super) use requests::stopping;
@@ -243,25 +244,37 @@ impl Manager {
             if members.is_settling() || !members.take_dirty() {
                 return Ok(());
             }
-            evaluate(&old, &members, &layout)
+            evaluate(&old, &members, &layout, self.pace())
         };
         if let Some(shortage) = &outcome.shortage {
             self.log_shortage(shortage);
         }
         if let Some(new) = outcome.map {
-            let new = Arc::new(new);
-            let (store, next) = (Arc::clone(&self.store), Arc::clone(&new));
-            let before = Arc::clone(&old);
-            if let Err(error) = blocking(move || store.save(&before, &next)).await {
+            // A move goes on from step to step; the last one finds nothing to do.
+            let moves = !new.moves.is_empty() || new.moves != old.moves;
+            if let Err(error) = self.publish(&old, new).await {
                 self.members.lock().set_dirty();
                 return Err(error);
             }
-            tracing::info!(version = %new.version, "new cluster map");
-            let mut members = self.members.lock();
-            members.adopt(&new);
-            self.published.send_replace(new);
+            if moves {
+                self.members.lock().set_dirty();
+                self.wake.notify_one();
+            }
         }
         self.moved.send_replace(());
+        Ok(())
+    }
+
+    /// Makes a map durable and hands it out. The caller holds the writer's lock.
+    async fn publish(&self, old: &Arc<ClusterMap>, new: ClusterMap) -> Result<()> {
+        let new = Arc::new(new);
+        let (store, next) = (Arc::clone(&self.store), Arc::clone(&new));
+        let before = Arc::clone(old);
+        blocking(move || store.save(&before, &next)).await?;
+        tracing::info!(version = %new.version, "new cluster map");
+        let mut members = self.members.lock();
+        members.adopt(&new);
+        self.published.send_replace(new);
         Ok(())
     }
 

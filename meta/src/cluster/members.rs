@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use emberfs_proto::cluster::{ClusterMap, Disk, LocalState, Node, PublicState};
+use emberfs_proto::cluster::{ClusterMap, Disk, DiskRole, LocalState, Node, PublicState};
 use emberfs_proto::ids::{ChainVersion, DiskId, IncarnationId, NodeId, TargetId};
 use emberfs_proto::{Error, ErrorCode, Result, pb};
 use tokio::time::Instant;
@@ -276,13 +276,14 @@ impl Members {
         let lost = before.into_iter().flat_map(|s| &s.node.disks).find(|old| {
             old.path == disk.path
                 && node.disks.iter().all(|d| d.id != old.id)
+                && map.role(old.id) != DiskRole::Retired
                 && map.targets.values().any(|t| t.disk == old.id)
         });
         lost.map_or(Ok(()), |lost| {
             foreign(format!(
                 "{} of node {} holds an empty disk where disk {} with replicas was; mount that one, or give \
-                 the empty one another directory",
-                disk.path, node.id, lost.id
+                 the empty one another directory; if it is dead: `emberfs replace {} {}`",
+                disk.path, node.id, lost.id, lost.id, disk.path
             ))
         })
     }
@@ -458,8 +459,15 @@ impl Members {
         tick
     }
 
+    /// The operator took the node out of the cluster: it is unknown, unless a process of it has come back.
+    pub(super) fn forget(&mut self, node: NodeId) {
+        self.sessions.retain(|&id, s| id != node || s.node.alive);
+    }
+
     /// A new map is in force: replicas that now take part are fresh no longer.
     pub(super) fn adopt(&mut self, map: &ClusterMap) {
+        self.claims
+            .retain(|target, _| map.targets.contains_key(target));
         for target in map.targets.values() {
             let published = map.nodes.get(&target.node).map(|n| n.incarnation);
             let current = self.sessions.get(&target.node).map(|s| s.node.incarnation);
