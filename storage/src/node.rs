@@ -5,9 +5,10 @@ mod data;
 mod host;
 mod lease;
 mod manager;
+mod moved;
 mod resync;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,7 +16,7 @@ use emberfs_proto::cluster::{ClusterMap, LocalState};
 use emberfs_proto::ids::{ChainId, ClientId, ClusterId, DiskId, IncarnationId, NodeId, TargetId};
 use emberfs_proto::wire::client::{Identity, PeerPool};
 use emberfs_proto::{Error, ErrorCode, Result, pb};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::chain::{Event, View};
@@ -39,6 +40,17 @@ pub struct OpenDisk {
     pub path: std::path::PathBuf,
     /// Its engine.
     pub engine: Engine,
+}
+
+/// Which of a node's targets of one chain a request is for.
+#[derive(Clone, Copy, Debug)]
+enum Wanted {
+    /// Whichever serves.
+    Any,
+    /// The one whose word decides what is committed.
+    Tail,
+    /// The one after this target.
+    SuccessorOf(TargetId),
 }
 
 /// Counters since the start, for `status` and metrics.
@@ -74,6 +86,8 @@ pub struct Node {
     /// Wakes the heartbeat: something changed that the manager should know now.
     report: Notify,
     read_budget: Arc<Semaphore>,
+    /// Targets whose data is being deleted.
+    deleting: Mutex<HashSet<TargetId>>,
 }
 
 impl Node {
@@ -102,6 +116,7 @@ impl Node {
             targets: RwLock::default(),
             peers: PeerPool::new(identity, CONNECTIONS_PER_PEER),
             report: Notify::new(),
+            deleting: Mutex::default(),
         })
     }
 
@@ -150,9 +165,15 @@ impl Node {
         *self.map.write() = map.clone();
         for host in self.hosts() {
             if let Some(view) = View::of(&map, host.id()) {
-                host.drive(Event::Adopt { view });
+                if map.is_leaving(host.id()) {
+                    moved::stop_serving(&host, view);
+                } else {
+                    host.drive(Event::Adopt { view });
+                    host.set_stopped(false);
+                }
             }
         }
+        self.delete_moved(&map).await;
         self.peers
             .retain(|addr| map.nodes.values().any(|n| n.data_addr == addr));
         self.lease.adopted(map.version);
@@ -173,17 +194,25 @@ impl Node {
         })
     }
 
-    /// This node's target of a chain.
-    fn host_of_chain(&self, chain: ChainId) -> Result<Arc<TargetHost>> {
+    /// This node's target of a chain. While a replica changes disks within the node there are two: then
+    /// `wanted` decides, and without it the one that serves.
+    fn host_of_chain(&self, chain: ChainId, wanted: Wanted) -> Result<Arc<TargetHost>> {
         let map = self.map();
-        let mine = map
-            .chains
-            .get(&chain)
+        let found = map.chains.get(&chain);
+        let wanted = found.and_then(|found| match wanted {
+            Wanted::Any => None,
+            Wanted::Tail => map.tail(found).map(|t| t.id),
+            Wanted::SuccessorOf(target) => map.successor(found, target).map(|t| t.id),
+        });
+        let here = |id: &TargetId| map.targets.get(id).is_some_and(|t| t.node == self.id);
+        let mine = found
             .into_iter()
             .flat_map(|c| &c.targets)
-            .find(|id| map.targets.get(id).is_some_and(|t| t.node == self.id));
+            .copied()
+            .filter(here)
+            .min_by_key(|&id| (Some(id) != wanted, map.is_leaving(id)));
         match mine {
-            Some(&target) => self.host(target),
+            Some(target) => self.host(target),
             None => {
                 let what = format!(
                     "node {} has no target of chain {chain}; refresh the map",
@@ -200,7 +229,7 @@ impl Node {
         let hosts = self.hosts();
         let targets = hosts.iter().map(|host| {
             let (state, version) = host.local();
-            let state = if failed(host) {
+            let state = if failed(host) || host.is_stopped() {
                 LocalState::Offline
             } else {
                 state
