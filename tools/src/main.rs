@@ -11,6 +11,7 @@ mod daemon;
 mod down;
 mod failure;
 mod fsck;
+mod grow;
 mod launch;
 mod local;
 mod logging;
@@ -90,6 +91,10 @@ async fn run(cli: Cli) -> Result<Exit> {
         Command::Status(args) => status::status(cluster, args).await,
         Command::Health(args) => status::health(cluster, args).await,
         Command::Fsck(args) => fsck::fsck(cluster, args).await,
+        Command::Node(args) => grow::node(cluster, args).await,
+        Command::Disk(args) => grow::disk(cluster, args).await,
+        Command::Drain(args) => grow::drain(cluster, args).await,
+        Command::Replace(args) => grow::replace(cluster, args).await,
         Command::Bench(args) => bench::bench(cluster, args).await,
         Command::Config(ConfigCommand::Check(args)) => config_file::check(&args),
     }
