@@ -3,7 +3,8 @@
 //! ```text
 //! nodes ──Register/Heartbeat/Leave──► members ──facts──► evaluate ──new map──► store ──► watchers
 //!          a broken stream ► probe ──► (sessions,        (pure: state,         (one fenced
-//!                                       claims)           placement)            transaction)
+//!                                       claims)      ┌─►  placement, moves)     transaction)
+//! operators ──Change──────────────────► roles ───────┘
 //! ```
 //!
 //! What the parts guarantee together:
@@ -27,6 +28,7 @@ mod manager;
 mod members;
 #[doc(hidden)]
 pub mod model;
+mod moves;
 pub mod placement;
 mod probe;
 mod service;

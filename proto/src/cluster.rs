@@ -4,6 +4,7 @@
 //! change and pushes it. Questions about a chain (who is head, who comes after me) are answered
 //! here, once, for servers and clients alike.
 
+mod moves;
 mod settings;
 
 use std::collections::BTreeMap;
@@ -14,7 +15,8 @@ use crate::ids::{
     MapVersion, NodeId, TargetId,
 };
 use crate::pb;
-pub use crate::pb::{LocalState, PublicState};
+pub use crate::pb::{DiskRole, LocalState, PublicState};
+pub use moves::Move;
 pub use settings::Settings;
 
 /// A server process.
@@ -92,6 +94,14 @@ pub struct ClusterMap {
     pub settings: Settings,
     /// The mark that each disk was given when it was last opened: a disk without it is an older copy.
     pub openings: BTreeMap<DiskId, u64>,
+    /// What operators want of disks, where they have said so; see [`Self::role`].
+    pub roles: BTreeMap<DiskId, DiskRole>,
+    /// Replicas on their way to another disk, at most one per chain.
+    pub moves: BTreeMap<ChainId, Move>,
+    /// The highest target id ever given out: a higher one was given out by a later map.
+    pub last_target: TargetId,
+    /// Replicas are to be spread evenly over the disks in use.
+    pub rebalance: bool,
 }
 
 impl ClusterMap {
@@ -206,6 +216,10 @@ impl From<&ClusterMap> for pb::ClusterMapMsg {
                     mark,
                 })
                 .collect(),
+            roles: map.roles.iter().map(moves::role_msg).collect(),
+            moves: map.moves.values().map(pb::MoveMsg::from).collect(),
+            last_target: map.last_target.0,
+            rebalance: map.rebalance,
         }
     }
 }
@@ -223,6 +237,7 @@ impl TryFrom<&pb::ClusterMapMsg> for ClusterMap {
                 Some(settings) => Settings::default().with(settings)?,
                 None => Settings::default(),
             },
+            rebalance: msg.rebalance,
             ..Self::default()
         };
         for node in &msg.nodes {
@@ -256,6 +271,19 @@ impl TryFrom<&pb::ClusterMapMsg> for ClusterMap {
             let disk = DiskId::from_bytes(&opening.disk).ok_or_else(|| malformed("disk id"))?;
             map.openings.insert(disk, opening.mark);
         }
+        for role in &msg.roles {
+            let disk = DiskId::from_bytes(&role.disk).ok_or_else(|| malformed("disk id"))?;
+            map.roles.insert(disk, role.role());
+        }
+        map.moves = msg
+            .moves
+            .iter()
+            .map(Move::from)
+            .map(|m| (m.chain, m))
+            .collect();
+        // A map from before ids were counted has lost none of its targets.
+        let highest = map.targets.keys().next_back().copied().unwrap_or_default();
+        map.last_target = highest.max(TargetId(msg.last_target));
         Ok(map)
     }
 }
@@ -268,6 +296,14 @@ fn node_msg(node: &Node) -> pb::NodeMsg {
         incarnation: node.incarnation.to_bytes(),
         alive: node.alive,
         disks: node.disks.iter().map(pb::DiskMsg::from).collect(),
+    }
+}
+
+impl TryFrom<&pb::NodeMsg> for Node {
+    type Error = Error;
+
+    fn try_from(msg: &pb::NodeMsg) -> Result<Self> {
+        node_from(msg)
     }
 }
 

@@ -6,20 +6,21 @@ mod data;
 mod host;
 pub(crate) mod lease;
 mod manager;
+mod moved;
 mod repair;
 pub(crate) mod resync;
 mod scrub;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use emberfs_proto::cluster::ClusterMap;
+use emberfs_proto::cluster::{ClusterMap, LocalState};
 use emberfs_proto::ids::{ChainId, ClientId, ClusterId, DiskId, IncarnationId, NodeId, TargetId};
 use emberfs_proto::wire::client::{Identity, PeerPool};
 use emberfs_proto::{Error, ErrorCode, Result, pb};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::chain::{Event, View};
@@ -44,6 +45,17 @@ pub struct OpenDisk {
     pub path: std::path::PathBuf,
     /// Its engine.
     pub engine: Engine,
+}
+
+/// Which of a node's targets of one chain a request is for.
+#[derive(Clone, Copy, Debug)]
+enum Wanted {
+    /// Whichever serves.
+    Any,
+    /// The one whose word decides what is committed.
+    Tail,
+    /// The one after this target.
+    SuccessorOf(TargetId),
 }
 
 /// Counters since the start, for `status` and metrics.
@@ -88,6 +100,8 @@ pub struct Node {
     report: Notify,
     read_budget: Arc<Semaphore>,
     repairs: repair::Repairs,
+    /// Targets whose data is being deleted.
+    deleting: Mutex<HashSet<TargetId>>,
 }
 
 impl Node {
@@ -117,6 +131,7 @@ impl Node {
             peers: PeerPool::new(identity, CONNECTIONS_PER_PEER),
             report: Notify::new(),
             repairs: repair::Repairs::default(),
+            deleting: Mutex::default(),
         })
     }
 
@@ -165,9 +180,15 @@ impl Node {
         *self.map.write() = map.clone();
         for host in self.hosts() {
             if let Some(view) = View::of(&map, host.id()) {
-                host.drive(Event::Adopt { view });
+                if map.is_leaving(host.id()) {
+                    moved::stop_serving(&host, view);
+                } else {
+                    host.drive(Event::Adopt { view });
+                    host.set_stopped(false);
+                }
             }
         }
+        self.delete_moved(&map).await;
         self.peers
             .retain(|addr| map.nodes.values().any(|n| n.data_addr == addr));
         self.lease.adopted(map.version);
@@ -200,17 +221,25 @@ impl Node {
         })
     }
 
-    /// This node's target of a chain.
-    fn host_of_chain(&self, chain: ChainId) -> Result<Arc<TargetHost>> {
+    /// This node's target of a chain. While a replica changes disks within the node there are two: then
+    /// `wanted` decides, and without it the one that serves.
+    fn host_of_chain(&self, chain: ChainId, wanted: Wanted) -> Result<Arc<TargetHost>> {
         let map = self.map();
-        let mine = map
-            .chains
-            .get(&chain)
+        let found = map.chains.get(&chain);
+        let wanted = found.and_then(|found| match wanted {
+            Wanted::Any => None,
+            Wanted::Tail => map.tail(found).map(|t| t.id),
+            Wanted::SuccessorOf(target) => map.successor(found, target).map(|t| t.id),
+        });
+        let here = |id: &TargetId| map.targets.get(id).is_some_and(|t| t.node == self.id);
+        let mine = found
             .into_iter()
             .flat_map(|c| &c.targets)
-            .find(|id| map.targets.get(id).is_some_and(|t| t.node == self.id));
+            .copied()
+            .filter(here)
+            .min_by_key(|&id| (Some(id) != wanted, map.is_leaving(id)));
         match mine {
-            Some(&target) => self.host(target),
+            Some(target) => self.host(target),
             None => {
                 let what = format!(
                     "node {} has no target of chain {chain}; refresh the map",
@@ -230,6 +259,11 @@ impl Node {
                 host.drive(Event::Failed);
             }
             let (state, version) = host.local();
+            let state = if host.is_stopped() {
+                LocalState::Offline
+            } else {
+                state
+            };
             let (sync_done, sync_total) = host.resync_progress();
             pb::TargetReport {
                 target: host.id().0,

@@ -81,10 +81,6 @@ impl TestCluster {
     /// `emberfs up`: brings back what is down.
     pub fn up(&self) -> Result<Outcome> {
         let mut command = self.verb("up");
-        command.arg("--storage").arg(self.options.nodes.to_string());
-        command
-            .arg("--replicas")
-            .arg(self.options.replicas.to_string());
         if self.options.mount {
             command.arg("--mount").arg(self.mount());
         } else {
@@ -96,8 +92,12 @@ impl TestCluster {
         if let Some(root) = &self.options.disk_root {
             command.arg("--disk-root").arg(root);
         }
-        // Settings are for a new cluster.
+        // An existing one keeps its shape, which may have changed since.
         if !self.dir().join("cluster.toml").exists() {
+            command.arg("--storage").arg(self.options.nodes.to_string());
+            command
+                .arg("--replicas")
+                .arg(self.options.replicas.to_string());
             for setting in &self.options.settings {
                 command.arg("--set").arg(setting);
             }
@@ -198,11 +198,18 @@ impl TestCluster {
             .collect()
     }
 
-    /// Names of all processes of this cluster.
+    /// Names of all processes of this cluster that were ever started, by their logs.
     pub fn names(&self) -> Vec<String> {
-        let mut names = vec!["meta-1".to_owned()];
-        names.extend((1..=self.options.nodes).map(|node| format!("storage-{node}")));
-        names.extend(self.options.mount.then(|| "mount".to_owned()));
+        let logs = fs::read_dir(self.dir().join("run"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let stem = |entry: fs::DirEntry| {
+            let name = entry.file_name().into_string().ok()?;
+            name.strip_suffix(".log").map(str::to_owned)
+        };
+        let mut names: Vec<_> = logs.filter_map(stem).collect();
+        names.sort_unstable();
         names
     }
 

@@ -64,6 +64,14 @@ pub(crate) enum Command {
     /// Show how far the background check of every disk is and what it found and repaired
     #[command(after_long_help = crate::scrub::JSON_HELP)]
     Scrub(ScrubArgs),
+    /// Add or remove a storage server
+    Node(NodeArgs),
+    /// Add a disk to a storage server
+    Disk(DiskArgs),
+    /// Move all replicas away from a storage server or a disk
+    Drain(DrainArgs),
+    /// Put a new disk in the place of a dead one
+    Replace(ReplaceArgs),
     /// Measure a cluster or any directory
     Bench(BenchArgs),
     /// Look at configuration files
@@ -299,6 +307,101 @@ pub(crate) struct ScrubArgs {
     /// Only this disk: its directory or its id
     #[arg(long, value_name = "DISK")]
     pub(crate) disk: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct NodeArgs {
+    /// Directory of the cluster on this host
+    #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_DIR)]
+    pub(crate) dir: PathBuf,
+    /// What to do
+    #[command(subcommand)]
+    pub(crate) command: NodeCommand,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DiskArgs {
+    /// Directory of the cluster on this host
+    #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_DIR)]
+    pub(crate) dir: PathBuf,
+    /// What to do
+    #[command(subcommand)]
+    pub(crate) command: DiskCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// Make the next storage server of the cluster of this host, or let one that has registered take
+    /// replicas; replicas move to it in the background
+    Add(NodeAddArgs),
+    /// Forget a storage server that holds no replicas any more
+    Remove(NodeRemoveArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct NodeAddArgs {
+    /// storage-4, node/4 or 4 [default: a new one on this host]
+    pub(crate) node: Option<String>,
+    #[command(flatten)]
+    pub(crate) moves: MoveArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct NodeRemoveArgs {
+    /// storage-1, node/1 or 1
+    pub(crate) node: String,
+    /// Say whether it could be removed and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DiskCommand {
+    /// Let a storage server use another directory; on this host its server is restarted for it
+    Add(DiskAddArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DiskAddArgs {
+    /// storage-1, node/1 or 1
+    pub(crate) node: String,
+    /// An empty directory, the mounted disk
+    pub(crate) path: PathBuf,
+    #[command(flatten)]
+    pub(crate) moves: MoveArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DrainArgs {
+    #[command(flatten)]
+    pub(crate) dir: DirArg,
+    /// storage-1 or node/1, or disk/ID
+    pub(crate) what: String,
+    #[command(flatten)]
+    pub(crate) moves: MoveArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ReplaceArgs {
+    #[command(flatten)]
+    pub(crate) dir: DirArg,
+    /// The dead disk: its id, or disk/ID
+    pub(crate) old: String,
+    /// The new one: an empty directory on the same storage server, or disk/ID
+    pub(crate) new: String,
+    #[command(flatten)]
+    pub(crate) moves: MoveArgs,
+}
+
+/// How replicas move.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct MoveArgs {
+    /// Show what would move and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Return at once; replicas move in the background
+    #[arg(long)]
+    pub(crate) detach: bool,
 }
 
 #[derive(Args, Debug)]

@@ -41,7 +41,7 @@ pub(crate) struct Plan {
     pub(crate) disk_root: Option<PathBuf>,
     /// The metadata server.
     pub(crate) meta: MetaPlan,
-    /// Storage servers: `storage-1` first.
+    /// Storage servers: `storage-1` first, removed ones included.
     pub(crate) storage: Vec<StoragePlan>,
     /// The mount, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -64,6 +64,9 @@ pub(crate) struct StoragePlan {
     pub(crate) port: u16,
     /// Its management port.
     pub(crate) admin_port: u16,
+    /// It was taken out of the cluster; its number may be used again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) removed: bool,
 }
 
 /// The mount's part.
@@ -97,9 +100,15 @@ impl Plan {
         format!("{HOST}:{}", self.meta.port)
     }
 
+    /// Node ids of the storage servers, in order.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = u32> {
+        let there = (1..).zip(&self.storage).filter(|(_, s)| !s.removed);
+        there.map(|(node, _)| node)
+    }
+
     /// Names of the storage servers, in order of their node ids.
     pub(crate) fn storage_names(&self) -> impl Iterator<Item = String> {
-        (1..=self.storage.len()).map(storage_name)
+        self.nodes().map(|node| storage_name(node as usize))
     }
 }
 
@@ -240,7 +249,7 @@ impl ClusterDir {
         ] {
             make_dir(&dir)?;
         }
-        let nodes = plan.storage.len();
+        let nodes = plan.nodes().count();
         let mut meta = toml::Table::new();
         meta.insert("listen".into(), plan.address().into());
         meta.insert("data_dir".into(), text(&self.meta_data())?);
@@ -248,24 +257,70 @@ impl ClusterDir {
         meta.insert("expected_nodes".into(), (nodes as i64).into());
         meta.extend(settings.meta.clone());
         write_missing(&self.conf(META), &meta)?;
-        for (index, storage) in plan.storage.iter().enumerate() {
-            let name = storage_name(index + 1);
-            let disk = self.storage_data(plan, &name).join("disk-1");
-            if !self.conf(&name).exists() {
-                // Later, a missing directory is a missing disk, which must not be replaced by an empty one.
-                make_dir(&disk)?;
-            }
-            let mut conf = toml::Table::new();
-            conf.insert("node".into(), (index as i64 + 1).into());
-            conf.insert("meta".into(), plan.address().into());
-            conf.insert("listen".into(), format!("{HOST}:{}", storage.port).into());
-            conf.insert(
-                "admin_listen".into(),
-                format!("{HOST}:{}", storage.admin_port).into(),
-            );
-            conf.insert("disks".into(), toml::Value::Array(vec![text(&disk)?]));
-            conf.extend(settings.storage.clone());
-            write_missing(&self.conf(&name), &conf)?;
+        for node in plan.nodes() {
+            self.prepare_storage(plan, node, &settings.storage)?;
+        }
+        Ok(())
+    }
+
+    /// The same for one storage server.
+    pub(crate) fn prepare_storage(
+        &self,
+        plan: &Plan,
+        node: u32,
+        settings: &toml::Table,
+    ) -> Result<()> {
+        let Some(storage) = plan.storage.get(node as usize - 1) else {
+            return fail(format!("cluster.toml has no storage server {node}"));
+        };
+        let name = storage_name(node as usize);
+        let disk = self.storage_data(plan, &name).join("disk-1");
+        if !self.conf(&name).exists() {
+            // Later, a missing directory is a missing disk, which must not be replaced by an empty one.
+            make_dir(&disk)?;
+        }
+        let mut conf = toml::Table::new();
+        conf.insert("node".into(), i64::from(node).into());
+        conf.insert("meta".into(), plan.address().into());
+        conf.insert("listen".into(), format!("{HOST}:{}", storage.port).into());
+        conf.insert(
+            "admin_listen".into(),
+            format!("{HOST}:{}", storage.admin_port).into(),
+        );
+        conf.insert("disks".into(), toml::Value::Array(vec![text(&disk)?]));
+        conf.extend(settings.clone());
+        write_missing(&self.conf(&name), &conf)
+    }
+
+    /// Settings that the storage servers of this cluster share: those of the first one's file that are not
+    /// about itself. For a further server.
+    pub(crate) fn shared_settings(&self, plan: &Plan) -> Result<toml::Table> {
+        let Some(first) = plan.storage_names().next() else {
+            return Ok(toml::Table::new());
+        };
+        let path = self.conf(&first);
+        let text = fs::read_to_string(&path).context(format!("cannot read {}", path.display()))?;
+        let mut table: toml::Table = crate::config_file::parse(&text, &path)?;
+        for own in ["node", "meta", "listen", "admin_listen", "disks"] {
+            table.remove(own);
+        }
+        Ok(table)
+    }
+
+    /// Deletes what belongs to one storage server: settings, log, and the disks that `up` or `node add`
+    /// made for it.
+    pub(crate) fn forget_storage(&self, plan: &Plan, name: &str) -> Result<()> {
+        let data = self.storage_data(plan, name);
+        absent_is_fine(fs::remove_dir_all(&data))
+            .context(format!("cannot delete {}", data.display()))?;
+        let stem = self.stem(name);
+        for file in [
+            self.conf(name),
+            stem.with_extension("pid"),
+            stem.with_extension("log"),
+        ] {
+            absent_is_fine(fs::remove_file(&file))
+                .context(format!("cannot delete {}", file.display()))?;
         }
         Ok(())
     }

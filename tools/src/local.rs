@@ -52,7 +52,8 @@ impl LocalCluster {
     }
 
     fn role(&self, name: &str) -> Result<Role> {
-        let storage = (1..=self.plan.storage.len()).find(|&node| storage_name(node) == name);
+        let mut nodes = self.plan.nodes().map(|node| node as usize);
+        let storage = nodes.find(|&node| storage_name(node) == name);
         match (name, storage) {
             (META, _) => Ok(Role::Meta),
             (MOUNT, _) if self.plan.mount.is_some() => Ok(Role::Mount),

@@ -12,6 +12,7 @@ mod daemon;
 mod down;
 mod failure;
 mod fsck;
+mod grow;
 mod launch;
 mod local;
 mod logging;
@@ -97,6 +98,10 @@ async fn run(cli: Cli) -> Result<Exit> {
         Command::Settings(args) => settings::settings(cluster, args).await,
         Command::Chains(args) => chains::chains(cluster, args).await,
         Command::Scrub(args) => scrub::scrub(cluster, args).await,
+        Command::Node(args) => grow::node(cluster, args).await,
+        Command::Disk(args) => grow::disk(cluster, args).await,
+        Command::Drain(args) => grow::drain(cluster, args).await,
+        Command::Replace(args) => grow::replace(cluster, args).await,
         Command::Bench(args) => bench::bench(cluster, args).await,
         Command::Config(ConfigCommand::Check(args)) => config_file::check(&args),
     }

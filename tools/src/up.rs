@@ -21,9 +21,9 @@ use crate::rpc;
 /// Usual port of the metadata server.
 const META_PORT: u16 = 7400;
 /// Usual data ports are this plus the node's id.
-const DATA_PORT: u16 = 7500;
+pub(crate) const DATA_PORT: u16 = 7500;
 /// Usual management ports are this plus the node's id.
-const ADMIN_PORT: u16 = 7600;
+pub(crate) const ADMIN_PORT: u16 = 7600;
 /// Storage servers and replicas unless told otherwise.
 const DEFAULT_STORAGE: u32 = 3;
 /// How long all servers may take to find each other.
@@ -85,6 +85,7 @@ fn new_plan(args: &UpArgs) -> Result<Plan> {
         Ok(StoragePlan {
             port,
             admin_port: ports.pick(ADMIN_PORT + node)?,
+            removed: false,
         })
     });
     let servers = servers.collect::<Result<Vec<_>>>()?;
@@ -102,7 +103,7 @@ fn check_same(args: &UpArgs, settings: &Settings, dir: &ClusterDir, plan: &Plan)
              cluster with another --dir"
         ))
     };
-    let storage = plan.storage.len() as u32;
+    let storage = plan.nodes().count() as u32;
     if let Some(asked) = args.storage.filter(|&n| n != storage) {
         return differ("--storage", storage.to_string(), asked.to_string());
     }
@@ -229,14 +230,14 @@ async fn bring_up(cluster: &LocalCluster) -> Result<Vec<String>> {
 /// Waits until every chain can be used, and a little longer for all replicas.
 async fn form(cluster: &LocalCluster, progress: &Progress) -> Result<()> {
     let address = cluster.plan.address();
-    let nodes = cluster.plan.storage.len() as u32;
+    let nodes: Vec<_> = cluster.plan.nodes().collect();
     let mut client = rpc::cluster(&address).await?;
     let watch = client.watch_cluster(pb::WatchRequest::default());
     let mut maps = rpc::answer(&address, rpc::CALL_LIMIT, watch).await?;
     let mut last = "no answer from the cluster manager".to_owned();
     let usable = async {
         while let Some(map) = maps.message().await? {
-            match missing(&map, nodes) {
+            match missing(&map, &nodes) {
                 None => return Ok(Some(map)),
                 Some(what) => last = what,
             }
@@ -276,9 +277,9 @@ async fn form(cluster: &LocalCluster, progress: &Progress) -> Result<()> {
 }
 
 /// What keeps the cluster from being usable.
-fn missing(map: &pb::ClusterMapMsg, nodes: u32) -> Option<String> {
+fn missing(map: &pb::ClusterMapMsg, nodes: &[u32]) -> Option<String> {
     let alive = |id| map.nodes.iter().any(|node| node.id == id && node.alive);
-    if let Some(node) = (1..=nodes).find(|&id| !alive(id)) {
+    if let Some(node) = nodes.iter().find(|&&id| !alive(id)) {
         return Some(format!("storage-{node} has not registered"));
     }
     if map.chains.is_empty() {
@@ -318,7 +319,7 @@ fn describe(cluster: &LocalCluster, fresh: bool, started: &[String]) -> Result<(
     lines.push(format!(
         "Cluster {}: {} storage servers, {} replicas of each chunk",
         plan.address(),
-        plan.storage.len(),
+        plan.nodes().count(),
         plan.replicas
     ));
     let mount = plan.mount.as_ref().map(|mount| mount.path.display());
@@ -424,14 +425,14 @@ mod tests {
     #[test]
     fn the_cluster_is_usable_when_all_nodes_are_there_and_every_chain_serves() {
         use pb::PublicState::{Offline, Serving, Syncing};
-        assert_eq!(missing(&map(&[Serving, Syncing]), 1), None);
+        assert_eq!(missing(&map(&[Serving, Syncing]), &[1]), None);
         assert_eq!(lagging(&map(&[Serving, Syncing, Offline])), 2);
         assert_eq!(lagging(&map(&[Serving, Serving])), 0);
-        let what = missing(&map(&[Syncing, Offline]), 1).expect("nobody serves");
+        let what = missing(&map(&[Syncing, Offline]), &[1]).expect("nobody serves");
         assert!(what.contains("chain 1"), "{what}");
-        let what = missing(&map(&[Serving]), 2).expect("a node is missing");
+        let what = missing(&map(&[Serving]), &[1, 2]).expect("a node is missing");
         assert!(what.contains("storage-2"), "{what}");
-        let what = missing(&pb::ClusterMapMsg::default(), 0).expect("no chains");
+        let what = missing(&pb::ClusterMapMsg::default(), &[]).expect("no chains");
         assert!(what.contains("no chains"), "{what}");
     }
 }

@@ -421,6 +421,14 @@ impl Cluster for FakeMeta {
         fail(ErrorCode::Unsupported, "not faked")
     }
 
+    async fn change(&self, _: Request<pb::ChangeRequest>) -> Reply<pb::PlanReply> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+
+    async fn plan(&self, _: Request<pb::PlanRequest>) -> Reply<pb::PlanReply> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+
     async fn configure(&self, _: Request<pb::ConfigureRequest>) -> Reply<pb::SettingsMsg> {
         fail(ErrorCode::Unsupported, "not faked")
     }

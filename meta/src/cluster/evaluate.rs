@@ -8,13 +8,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use emberfs_proto::cluster::{Chain, ClusterMap, LocalState, Node, PublicState, Target};
+use emberfs_proto::cluster::{Chain, ClusterMap, DiskRole, LocalState, Node, PublicState, Target};
 use emberfs_proto::ids::{
     ChainId, ChainTableId, ChainTableVersion, ChainVersion, DiskId, TargetId,
 };
 use emberfs_proto::{Error, Result};
 
 use super::members::Members;
+use super::moves::{self, Facts, Pace};
 use super::placement::{self, Candidate, DEFAULT_TARGETS_PER_DISK};
 use super::state::{self, Replica, Step};
 
@@ -40,7 +41,12 @@ pub(super) struct Outcome {
 }
 
 /// Evaluates everything.
-pub(super) fn evaluate(map: &ClusterMap, members: &Members, layout: &Layout) -> Outcome {
+pub(super) fn evaluate(
+    map: &ClusterMap,
+    members: &Members,
+    layout: &Layout,
+    pace: Pace,
+) -> Outcome {
     let mut new = map.clone();
     for session in members.sessions() {
         new.nodes.insert(session.node.id, session.node.clone());
@@ -56,7 +62,7 @@ pub(super) fn evaluate(map: &ClusterMap, members: &Members, layout: &Layout) -> 
     let known: BTreeSet<DiskId> = here.chain(used).collect();
     new.openings.retain(|disk, _| known.contains(disk));
     for chain in map.chains.values() {
-        let step = evaluate_chain(chain, map, members);
+        let step = evaluate_chain(chain, map, members, pace);
         if step.changed {
             apply(&mut new, chain, &step);
         }
@@ -65,6 +71,9 @@ pub(super) fn evaluate(map: &ClusterMap, members: &Members, layout: &Layout) -> 
     if map.chains.is_empty() {
         new.replicas = layout.replicas;
         shortage = create_chains(&mut new, members, layout).err();
+    } else {
+        let facts = facts(&new, members);
+        moves::advance(map, &mut new, &facts, pace);
     }
     let changed = new != *map;
     new.version.0 += u64::from(changed);
@@ -74,14 +83,37 @@ pub(super) fn evaluate(map: &ClusterMap, members: &Members, layout: &Layout) -> 
     }
 }
 
-fn evaluate_chain(chain: &Chain, map: &ClusterMap, members: &Members) -> Step {
+/// What is known of every disk that a node names.
+pub(super) fn facts(map: &ClusterMap, members: &Members) -> Facts {
+    let mut facts = Facts::new();
+    for node in map.nodes.values() {
+        let reports = members.session(node.id).map_or(&[][..], |s| &s.disks);
+        for disk in &node.disks {
+            let report = reports.iter().find(|r| r.disk == disk.id.to_bytes());
+            let space = report.and_then(|r| r.space);
+            let health = moves::Health {
+                works: node.alive && report.is_none_or(|r| r.error.is_empty()),
+                used: space.map_or(0, |s| s.used),
+                free: space.map(|s| s.free),
+            };
+            facts.insert(disk.id, health);
+        }
+    }
+    facts
+}
+
+fn evaluate_chain(chain: &Chain, map: &ClusterMap, members: &Members, pace: Pace) -> Step {
     let restarted = |target: &Target| {
         let old = map.nodes.get(&target.node).map(|n| n.incarnation);
         let new = members.session(target.node).map(|s| s.node.incarnation);
         old != new
     };
-    let claimed = |target: &Target, public, version| {
-        members.local(target.id, target.node, target.disk, public, version)
+    // While moves are paused their destinations are kept out: what they hold already stays.
+    let held = map.moves.get(&chain.id).filter(|_| pace.paused);
+    let held = held.map(|m| m.target);
+    let claimed = |target: &Target, public, version| match held {
+        Some(held) if held == target.id && public != PublicState::Serving => LocalState::Offline,
+        _ => members.local(target.id, target.node, target.disk, public, version),
     };
     let targets = chain.targets.iter().filter_map(|id| map.targets.get(id));
     let before: Vec<Replica> = targets
@@ -178,6 +210,8 @@ fn create_chains(new: &mut ClusterMap, members: &Members, layout: &Layout) -> Re
                 disk: slot.disk,
                 state,
             };
+            new.roles.insert(slot.disk, DiskRole::Active);
+            new.last_target = target.id;
             targets.insert(target.id, target);
         }
         new.chains.insert(id, chain);

@@ -25,6 +25,7 @@ use super::service::ClusterService;
 use super::store::Store;
 use crate::kv::Engine;
 
+mod growth;
 mod refusals;
 mod requests;
 
@@ -248,16 +249,22 @@ impl Manager {
             if members.is_settling() || !members.take_dirty() {
                 return Ok(());
             }
-            evaluate(&old, &members, &layout)
+            evaluate(&old, &members, &layout, self.pace())
         };
         if let Some(shortage) = &outcome.shortage {
             self.log_shortage(shortage);
         }
-        if let Some(new) = outcome.map
-            && let Err(error) = self.publish(&old, new).await
-        {
-            self.members.lock().set_dirty();
-            return Err(error);
+        if let Some(new) = outcome.map {
+            // A move goes on from step to step; the last one finds nothing to do.
+            let moves = !new.moves.is_empty() || new.moves != old.moves;
+            if let Err(error) = self.publish(&old, new).await {
+                self.members.lock().set_dirty();
+                return Err(error);
+            }
+            if moves {
+                self.members.lock().set_dirty();
+                self.wake.notify_one();
+            }
         }
         self.moved.send_replace(());
         Ok(())

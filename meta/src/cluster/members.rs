@@ -472,8 +472,15 @@ impl Members {
         tick
     }
 
+    /// The operator took the node out of the cluster: it is unknown, unless a process of it has come back.
+    pub(super) fn forget(&mut self, node: NodeId) {
+        self.sessions.retain(|&id, s| id != node || s.node.alive);
+    }
+
     /// A new map is in force: replicas that now take part are fresh no longer.
     pub(super) fn adopt(&mut self, map: &ClusterMap) {
+        self.claims
+            .retain(|target, _| map.targets.contains_key(target));
         for target in map.targets.values() {
             let published = map.nodes.get(&target.node).map(|n| n.incarnation);
             let current = self.sessions.get(&target.node).map(|s| s.node.incarnation);

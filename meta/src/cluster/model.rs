@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::evaluate::{Layout, evaluate};
 use super::members::{Admission, Members, StreamId, Suspect};
+use super::moves::Pace;
 
 /// A heartbeat stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,7 +129,8 @@ impl Model {
         if self.members.is_settling() || !self.members.take_dirty() {
             return None;
         }
-        evaluate(&self.map, &self.members, &self.layout).map
+        let pace = Pace::of(&self.map, self.layout.targets_per_disk);
+        evaluate(&self.map, &self.members, &self.layout, pace).map
     }
 
     /// Saving failed: evaluate again later.

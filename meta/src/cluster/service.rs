@@ -101,6 +101,18 @@ impl pb::cluster_server::Cluster for ClusterService {
             self.manager.configure(&changes).await?.into(),
         ))
     }
+
+    async fn change(
+        &self,
+        request: Request<pb::ChangeRequest>,
+    ) -> Result<Response<pb::PlanReply>, Status> {
+        let reply = self.manager.change(request.get_ref()).await?;
+        Ok(Response::new(reply))
+    }
+
+    async fn plan(&self, _: Request<pb::PlanRequest>) -> Result<Response<pb::PlanReply>, Status> {
+        Ok(Response::new(self.manager.plan()))
+    }
 }
 
 /// Answers heartbeats until the node, or the manager, ends the stream. Runs in a task of its own,

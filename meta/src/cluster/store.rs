@@ -11,6 +11,9 @@
 //! | `C s` | `SettingsMsg`; absent until something was set |
 //! | `C x` table (4 bytes) version (4 bytes) | `ChainTableMsg` |
 //! | `C o` disk (16 bytes) | `OpeningMsg` |
+//! | `C d` disk (16 bytes) | `DiskRoleMsg`, where an operator has said something |
+//! | `C m` chain (4 bytes) | `MoveMsg`, while a replica of the chain changes disks |
+//! | `C g` | highest target id given out (8 bytes, big-endian), whether to rebalance (1) |
 //!
 //! Every transaction first reads the primary lease and fails with [`ErrorCode::NotPrimary`] unless
 //! this store took the last term; the read is a conflict, so a take-over that commits
@@ -41,6 +44,9 @@ const TARGET: u8 = b't';
 const CHAIN: u8 = b'c';
 const TABLE: u8 = b'x';
 const OPENING: u8 = b'o';
+const ROLE: u8 = b'd';
+const MOVE: u8 = b'm';
+const GROWTH_KEY: &[u8] = &[FAMILY, b'g'];
 /// Records read per call while loading.
 const PAGE: usize = 4096;
 
@@ -200,7 +206,29 @@ fn records(map: &ClusterMap) -> Records {
     for opening in &msg.openings {
         out.insert(key(OPENING, &opening.disk), opening.encode_to_vec());
     }
+    for role in &msg.roles {
+        out.insert(key(ROLE, &role.disk), role.encode_to_vec());
+    }
+    for moving in &msg.moves {
+        out.insert(
+            key(MOVE, &moving.chain.to_be_bytes()),
+            moving.encode_to_vec(),
+        );
+    }
+    let growth = [&msg.last_target.to_be_bytes()[..], &[msg.rebalance.into()]].concat();
+    out.insert(GROWTH_KEY.to_vec(), growth);
     out
+}
+
+/// Highest target id and whether to rebalance; nothing in a store from before there were moves.
+fn read_growth(txn: &mut dyn Transaction) -> Result<(u64, bool)> {
+    let Some(value) = txn.get(GROWTH_KEY)? else {
+        return Ok((0, false));
+    };
+    match value.split_first_chunk() {
+        Some((last, [rebalance])) => Ok((u64::from_be_bytes(*last), *rebalance != 0)),
+        _ => Err(damaged("growth record")),
+    }
 }
 
 fn key(kind: u8, id: &[u8]) -> Vec<u8> {
@@ -213,6 +241,7 @@ fn load(txn: &mut dyn Transaction) -> Result<Option<ClusterMap>> {
     };
     let header = read_header(txn)?.ok_or_else(|| damaged("map header"))?;
     let settings = txn.get(SETTINGS_KEY)?.map(pb::SettingsMsg::decode);
+    let (last_target, rebalance) = read_growth(txn)?;
     let msg = pb::ClusterMapMsg {
         settings: settings
             .transpose()
@@ -225,6 +254,10 @@ fn load(txn: &mut dyn Transaction) -> Result<Option<ClusterMap>> {
         chains: read_all(txn, CHAIN)?,
         tables: read_all(txn, TABLE)?,
         openings: read_all(txn, OPENING)?,
+        roles: read_all(txn, ROLE)?,
+        moves: read_all(txn, MOVE)?,
+        last_target,
+        rebalance,
     };
     let map = ClusterMap::try_from(&msg);
     map.map(Some).map_err(|error| damaged("map").context(error))

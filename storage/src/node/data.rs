@@ -18,7 +18,7 @@ use futures::stream;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::repair::{Cause, is_damage};
-use super::{Node, TargetHost, admin};
+use super::{Node, TargetHost, Wanted, admin};
 use crate::chain::{Event, Forward, Outcome, ReadPlan, Update, UpdateKind};
 use crate::engine::{Mark, REMEMBERED_WRITES, ReadData, ReadVersion};
 
@@ -69,14 +69,22 @@ impl Data {
     fn chain(
         &self,
         chain: Option<&pb::ChainRef>,
-    ) -> Result<(Arc<TargetHost>, ChainId, ChainVersion)> {
+        wanted: Wanted,
+    ) -> Result<(Arc<TargetHost>, ChainVersion)> {
         let chain = required(chain, "chain")?;
-        let id = ChainId(chain.chain);
-        Ok((
-            self.node.host_of_chain(id)?,
-            id,
-            ChainVersion(chain.version),
-        ))
+        let host = self.node.host_of_chain(ChainId(chain.chain), wanted)?;
+        Ok((host, ChainVersion(chain.version)))
+    }
+
+    /// As [`Self::chain`], of requests that name their target.
+    fn target(
+        &self,
+        chain: Option<&pb::ChainRef>,
+        target: u64,
+    ) -> Result<(Arc<TargetHost>, ChainVersion)> {
+        let chain = required(chain, "chain")?;
+        let host = self.node.host(TargetId(target))?;
+        Ok((host, ChainVersion(chain.version)))
     }
 
     async fn read(&self, request: pb::ReadRequest, deadline: Instant) -> Result<Outgoing> {
@@ -136,7 +144,7 @@ impl Data {
 
     /// A client was sent bytes that do not match their checksum.
     async fn repair_suspect(&self, item: &pb::ReadItem) -> Result<()> {
-        let (host, ..) = self.chain(item.chain.as_ref())?;
+        let (host, ..) = self.chain(item.chain.as_ref(), Wanted::Any)?;
         let key = ChunkKey::new(item.inode, item.index);
         let committed = ReadVersion::Committed;
         self.node
@@ -173,7 +181,7 @@ impl Data {
     }
 
     async fn read_item(&self, item: pb::ReadItem) -> Result<ReadData> {
-        let (host, _, version) = self.chain(item.chain.as_ref())?;
+        let (host, version) = self.chain(item.chain.as_ref(), Wanted::Any)?;
         let key = ChunkKey::new(item.inode, item.index);
         if item
             .offset
@@ -247,7 +255,7 @@ impl Data {
     }
 
     async fn query_version(&self, request: pb::VersionQuery) -> Result<Outgoing> {
-        let (host, _, version) = self.chain(request.chain.as_ref())?;
+        let (host, version) = self.chain(request.chain.as_ref(), Wanted::Tail)?;
         let key = ChunkKey::new(request.inode, request.index);
         let plan = host.tail_plan(key, version)?;
         let meta = host.engine().meta(host.id(), key).await?;
@@ -257,7 +265,7 @@ impl Data {
     }
 
     async fn write(&self, message: pb::WriteRequest, request: &Incoming) -> Result<Outgoing> {
-        let (host, _, chain_version) = self.chain(message.chain.as_ref())?;
+        let (host, chain_version) = self.chain(message.chain.as_ref(), Wanted::Any)?;
         let update = update(&message, request.payload.clone(), false)?;
         if update.tag.is_none() {
             return Err(Error::new(
@@ -289,7 +297,8 @@ impl Data {
 
     async fn forward(&self, message: pb::ForwardRequest, request: &Incoming) -> Result<Outgoing> {
         let write = required(message.write.as_ref(), "write")?;
-        let (host, _, chain_version) = self.chain(write.chain.as_ref())?;
+        let wanted = Wanted::SuccessorOf(TargetId(message.from_target));
+        let (host, chain_version) = self.chain(write.chain.as_ref(), wanted)?;
         let forward = Forward {
             update: update(write, request.payload.clone(), message.replace)?,
             version: ChunkVersion(message.version),
@@ -313,7 +322,7 @@ impl Data {
     }
 
     async fn last_chunk(&self, request: pb::LastChunkRequest) -> Result<Outgoing> {
-        let (host, _, version) = self.chain(request.chain.as_ref())?;
+        let (host, version) = self.chain(request.chain.as_ref(), Wanted::Any)?;
         host.check_serving(version)?;
         let last = host
             .engine()
@@ -331,7 +340,7 @@ impl Data {
     }
 
     async fn trim(&self, request: pb::TrimRequest) -> Result<Outgoing> {
-        let (host, _, chain_version) = self.chain(request.chain.as_ref())?;
+        let (host, chain_version) = self.chain(request.chain.as_ref(), Wanted::Any)?;
         host.check_serving(chain_version)?;
         let tag = WriteTag::try_from(required(request.tag.as_ref(), "tag")?)?;
         let limit = request.limit.clamp(1, MAX_TRIM) as usize;
@@ -400,7 +409,7 @@ impl Data {
     }
 
     async fn sync_list(&self, request: pb::SyncListRequest) -> Result<Outgoing> {
-        let (host, _, version) = self.chain(request.chain.as_ref())?;
+        let (host, version) = self.target(request.chain.as_ref(), request.target)?;
         let current = host.view().map_or(ChainVersion(0), |view| view.version);
         if current != version {
             let what = format!("target {} is at chain version {current}", host.id());
@@ -423,7 +432,7 @@ impl Data {
     }
 
     async fn sync_done(&self, request: pb::SyncDoneRequest) -> Result<Outgoing> {
-        let (host, _, chain_version) = self.chain(request.chain.as_ref())?;
+        let (host, chain_version) = self.target(request.chain.as_ref(), request.target)?;
         host.request(|request| Event::SyncDone {
             request,
             chain_version,

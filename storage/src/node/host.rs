@@ -1,7 +1,7 @@
 //! Drives one target's [`Replica`] with the engine, the network and timers.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,8 @@ pub(crate) struct TargetHost {
     /// Actions are carried out under this lock (none of them waits), so their order is the machine's.
     core: Mutex<Core>,
     next_request: AtomicU64,
+    /// It has stopped serving for good, because it is about to leave its chain.
+    stopped: AtomicBool,
     pub(super) sync_done: AtomicU64,
     pub(super) sync_total: AtomicU64,
 }
@@ -60,6 +62,7 @@ impl TargetHost {
                 resync: None,
             }),
             next_request: AtomicU64::new(1),
+            stopped: AtomicBool::new(false),
             sync_done: AtomicU64::new(0),
             sync_total: AtomicU64::new(0),
         })
@@ -82,6 +85,14 @@ impl TargetHost {
         let core = self.core.lock();
         let version = core.replica.view().map_or(ChainVersion(0), |v| v.version);
         (core.replica.local(), version)
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn set_stopped(&self, stopped: bool) {
+        self.stopped.store(stopped, Ordering::SeqCst);
     }
 
     pub(super) fn is_settled(&self) -> bool {

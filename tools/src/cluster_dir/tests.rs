@@ -5,10 +5,12 @@ fn plan() -> Plan {
         StoragePlan {
             port: 7501,
             admin_port: 7601,
+            removed: false,
         },
         StoragePlan {
             port: 7502,
             admin_port: 7602,
+            removed: false,
         },
     ];
     let mut plan = Plan::new(2, MetaPlan { port: 7400 }, storage);

@@ -4,15 +4,15 @@ use std::collections::HashMap;
 use std::fmt::Write;
 
 use emberfs_proto::ids::{ClientId, ClusterId, DiskId};
-use emberfs_proto::pb::{self, LocalState, PublicState};
+use emberfs_proto::pb::{self, DiskRole, LocalState, PublicState};
 
 use crate::cluster_dir::{META, storage_name};
 use crate::show;
 
 use super::gather::{Facts, LocalFacts};
 use super::report::{
-    ChainReport, ClientReport, DiskReport, MetaReport, NodeReport, Overall, Problem, SpaceReport,
-    StatusReport, TargetReport,
+    ChainReport, ClientReport, DiskReport, MetaReport, MoveReport, NodeReport, Overall, Problem,
+    SpaceReport, StatusReport, TargetReport,
 };
 
 /// A disk with less than one in this many bytes left is reported.
@@ -68,6 +68,7 @@ fn empty(facts: &Facts) -> StatusReport {
         meta: None,
         nodes: Vec::new(),
         chains: Vec::new(),
+        moves: Vec::new(),
         clients: Vec::new(),
         processes: processes.unwrap_or_default(),
     }
@@ -84,7 +85,7 @@ fn fill(report: &mut StatusReport, reply: &pb::ReportReply) {
     report.nodes = map
         .nodes
         .iter()
-        .map(|node| node_report(node, live.get(&node.id)))
+        .map(|node| node_report(&map, node, live.get(&node.id)))
         .collect();
     for disk in report.nodes.iter().flat_map(|node| &node.disks) {
         report.space.capacity += disk.space.capacity;
@@ -108,9 +109,57 @@ fn fill(report: &mut StatusReport, reply: &pb::ReportReply) {
         }
     };
     report.chains = map.chains.iter().map(chain).collect();
+    report.moves = moves(report, &map, &targets);
 }
 
-fn node_report(node: &pb::NodeMsg, live: Option<&&pb::NodeReport>) -> NodeReport {
+/// How far each move is: what the predecessor says that brings the new replica up to date.
+fn moves(
+    report: &StatusReport,
+    map: &pb::ClusterMapMsg,
+    targets: &HashMap<u64, &pb::TargetMsg>,
+) -> Vec<MoveReport> {
+    let one = |moving: &pb::MoveMsg| {
+        let (from, to) = (targets.get(&moving.replaces)?, targets.get(&moving.target)?);
+        let chain = report
+            .chains
+            .iter()
+            .find(|chain| chain.id == moving.chain)?;
+        let at = chain.targets.iter().position(|t| t.id == moving.target)?;
+        let source = at.checked_sub(1).map(|before| &chain.targets[before]);
+        let syncs = chain.targets[at].state == "syncing";
+        let source = source.filter(|_| syncs);
+        Some(MoveReport {
+            chain: moving.chain,
+            replaces: moving.replaces,
+            from_node: from.node,
+            from_disk: disk_id(&from.disk),
+            target: moving.target,
+            to_node: to.node,
+            to_disk: disk_id(&to.disk),
+            state: chain.targets[at].state,
+            sync_done: source.map_or(0, |source| source.sync_done),
+            sync_total: source.map_or(0, |source| source.sync_total),
+        })
+    };
+    map.moves.iter().filter_map(one).collect()
+}
+
+fn role(map: &pb::ClusterMapMsg, disk: &[u8]) -> &'static str {
+    let said = map.roles.iter().find(|role| role.disk == disk);
+    match said.map_or(DiskRole::Unspecified, pb::DiskRoleMsg::role) {
+        DiskRole::Draining => "draining",
+        DiskRole::Retired => "retired",
+        DiskRole::Active => "active",
+        DiskRole::Unspecified if map.targets.iter().any(|t| t.disk == disk) => "active",
+        DiskRole::Unspecified => "new",
+    }
+}
+
+fn node_report(
+    map: &pb::ClusterMapMsg,
+    node: &pb::NodeMsg,
+    live: Option<&&pb::NodeReport>,
+) -> NodeReport {
     let disk = |disk: &pb::DiskMsg| {
         let said = live.and_then(|live| live.disks.iter().find(|d| d.disk == disk.id));
         let space = said.and_then(|said| said.space).map(|s| SpaceReport {
@@ -131,6 +180,7 @@ fn node_report(node: &pb::NodeMsg, live: Option<&&pb::NodeReport>) -> NodeReport
             repaired: care.repaired,
             unrepairable: care.unrepairable,
             last_damage_ms: care.last_found_ms,
+            role: role(map, &disk.id),
         }
     };
     NodeReport {

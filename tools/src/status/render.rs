@@ -45,6 +45,9 @@ pub(super) fn full(report: &StatusReport) -> String {
     if !report.chains.is_empty() {
         parts.push(chains(report));
     }
+    if !report.moves.is_empty() {
+        parts.push(moves(report));
+    }
     if !report.clients.is_empty() {
         parts.push(clients(report));
     }
@@ -124,10 +127,10 @@ fn nodes(report: &StatusReport) -> String {
                 show::bytes(disk.space.used),
                 show::bytes(disk.space.capacity),
                 format!("{serving}/{}", mine.len()),
-                if disk.error.is_empty() {
-                    "ok".to_owned()
-                } else {
-                    disk.error.clone()
+                match (disk.error.as_str(), disk.role) {
+                    ("", "active") => "ok".to_owned(),
+                    ("", role) => role.to_owned(),
+                    (error, _) => error.to_owned(),
                 },
             ]);
         }
@@ -181,6 +184,25 @@ fn chains(report: &StatusReport) -> String {
         );
     }
     out
+}
+
+fn moves(report: &StatusReport) -> String {
+    let place = |node: u32, disk: &str| {
+        let disk = disk.get(..8).unwrap_or(disk);
+        format!("{} disk/{disk}", storage_name(node as usize))
+    };
+    let rows = report.moves.iter().map(|moving| {
+        vec![
+            moving.chain.to_string(),
+            place(moving.from_node, &moving.from_disk),
+            place(moving.to_node, &moving.to_disk),
+            match moving.sync_total {
+                0 => moving.state.to_owned(),
+                total => format!("{} {}/{total}", moving.state, moving.sync_done),
+            },
+        ]
+    });
+    show::table(&["moving chain", "from", "to", "new replica"], rows)
 }
 
 fn clients(report: &StatusReport) -> String {

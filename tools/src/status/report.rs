@@ -29,6 +29,7 @@ pub(super) struct StatusReport {
     pub(super) meta: Option<MetaReport>,
     pub(super) nodes: Vec<NodeReport>,
     pub(super) chains: Vec<ChainReport>,
+    pub(super) moves: Vec<MoveReport>,
     pub(super) clients: Vec<ClientReport>,
     pub(super) processes: Vec<ProcessReport>,
 }
@@ -94,6 +95,8 @@ pub(super) struct DiskReport {
     pub(super) unrepairable: u64,
     /// When damage was last found, milliseconds since 1970; 0: never.
     pub(super) last_damage_ms: u64,
+    /// What operators want of it: active, new (holds nothing before it is added), draining, retired.
+    pub(super) role: &'static str,
 }
 
 /// A chain.
@@ -115,6 +118,24 @@ pub(super) struct TargetReport {
     pub(super) state: &'static str,
     /// The node's word: up_to_date, online, offline.
     pub(super) local_state: &'static str,
+    pub(super) sync_done: u64,
+    pub(super) sync_total: u64,
+}
+
+/// A replica on its way to another disk.
+#[derive(Debug, Serialize)]
+pub(super) struct MoveReport {
+    pub(super) chain: u32,
+    /// The replica that goes, and where it is.
+    pub(super) replaces: u64,
+    pub(super) from_node: u32,
+    pub(super) from_disk: String,
+    /// The new replica, where it is, and how it is.
+    pub(super) target: u64,
+    pub(super) to_node: u32,
+    pub(super) to_disk: String,
+    pub(super) state: &'static str,
+    /// Chunks compared or sent of those looked at so far.
     pub(super) sync_done: u64,
     pub(super) sync_total: u64,
 }

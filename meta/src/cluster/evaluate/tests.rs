@@ -21,6 +21,12 @@ const LAYOUT: Layout = Layout {
     targets_per_disk: 1,
 };
 
+const PACE: Pace = Pace {
+    migrations: 4,
+    paused: false,
+    targets_per_disk: 1,
+};
+
 struct Sim {
     now: Instant,
     map: ClusterMap,
@@ -77,7 +83,7 @@ impl Sim {
     }
 
     fn evaluate(&mut self) {
-        if let Some(map) = evaluate(&self.map, &self.members, &LAYOUT).map {
+        if let Some(map) = evaluate(&self.map, &self.members, &LAYOUT, PACE).map {
             self.check_change(&map);
             self.members.adopt(&map);
             self.map = map;

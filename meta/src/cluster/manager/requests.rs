@@ -231,6 +231,8 @@ impl Manager {
             new.settings = settings;
             new.version.0 += 1;
             self.publish(&old, new).await?;
+            // What moves, and how much at a time, may have changed.
+            self.members.lock().set_dirty();
             self.stir();
         }
         Ok(settings)

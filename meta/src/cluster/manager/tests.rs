@@ -2,6 +2,7 @@
 //! them, in virtual time unless a test is about the real network.
 
 mod deaths;
+mod growth;
 mod grpc;
 mod node;
 mod requests;

@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 
-use emberfs_proto::cluster::{ClusterMap, Disk, Node};
+use emberfs_proto::cluster::{ClusterMap, Disk, DiskRole, Node};
 use emberfs_proto::ids::{DiskId, MapVersion, NodeId};
 use emberfs_proto::{Error, ErrorCode, Result};
 
@@ -67,13 +67,14 @@ fn check_owner(node: &Node, disk: &Disk, members: &Members, map: &ClusterMap) ->
     let lost = before.into_iter().flat_map(|s| &s.node.disks).find(|old| {
         old.path == disk.path
             && node.disks.iter().all(|d| d.id != old.id)
+            && map.role(old.id) != DiskRole::Retired
             && map.targets.values().any(|t| t.disk == old.id)
     });
     lost.map_or(Ok(()), |lost| {
         foreign(format!(
             "{} of node {} holds an empty disk where disk {} with replicas was; mount that one, or give \
-             the empty one another directory",
-            disk.path, node.id, lost.id
+             the empty one another directory; if it is dead: `emberfs replace {} {}`",
+            disk.path, node.id, lost.id, lost.id, disk.path
         ))
     })
 }

@@ -46,6 +46,7 @@ fn grown(map: &ClusterMap, chains: u32) -> ClusterMap {
         new.targets.insert(target.id, target);
         new.chains.insert(chain.id, chain);
     }
+    new.last_target = TargetId(chains.into());
     let all = (1..=chains).map(ChainId).collect();
     new.tables
         .insert((ChainTableId(1), ChainTableVersion(1)), all);

@@ -2,6 +2,7 @@ use super::*;
 use crate::status::render;
 use crate::status::report::ProcessReport;
 use bytes::Bytes;
+use pb::DiskRole;
 use pb::PublicState::{LastServing, Offline, Serving, Syncing};
 
 const NOW_MS: u64 = 2_000_000_000_000;
@@ -279,5 +280,51 @@ fn a_node_that_is_turned_away_is_shown_with_the_reason() {
     assert_eq!(
         report.problems[0].what,
         "storage-2 is refused: /d2 holds an older copy"
+    );
+}
+
+#[test]
+fn a_replica_that_moves_is_shown_with_its_progress_and_is_no_problem() {
+    let mut facts = facts(&[[Serving, Serving, Serving]]);
+    let reply = facts.report.as_mut().expect("a report");
+    let map = reply.map.as_mut().expect("a map");
+    let old = map.targets[0].clone();
+    let new = pb::TargetMsg {
+        id: 99,
+        node: 3,
+        state: Syncing as i32,
+        ..old.clone()
+    };
+    map.targets.push(new);
+    map.chains[0].targets.push(99);
+    map.moves.push(pb::MoveMsg {
+        chain: 1,
+        target: 99,
+        replaces: old.id,
+        leaving: false,
+    });
+    let drained = pb::DiskRoleMsg {
+        disk: old.disk.clone(),
+        role: DiskRole::Draining as i32,
+    };
+    map.roles.push(drained);
+    let report = judge(&facts);
+    assert_eq!(report.status, Overall::Healthy, "{:?}", report.problems);
+    let moving = &report.moves[0];
+    assert_eq!(
+        (moving.from_node, moving.to_node, moving.state),
+        (1, 3, "syncing")
+    );
+    assert_eq!(
+        (moving.sync_done, moving.sync_total),
+        (2, 9),
+        "what its predecessor says"
+    );
+    let roles: Vec<_> = report.nodes.iter().map(|node| node.disks[0].role).collect();
+    assert_eq!(roles, ["draining", "active", "active"]);
+    let shown = render::full(&report);
+    assert!(
+        shown.contains("syncing 2/9") && shown.contains("draining"),
+        "{shown}"
     );
 }

@@ -178,11 +178,13 @@ impl Shared {
 
     fn adopt(&self, map: Arc<ClusterMap>) {
         let mut locals = self.locals.lock();
+        locals.retain(|target, _| map.targets.contains_key(target));
         for target in map.targets.values().filter(|t| t.node == NodeId(self.id)) {
             let known = locals
                 .entry(target.id)
                 .or_insert((PublicState::Offline, LocalState::Online));
             let local = match (target.state, *known) {
+                _ if map.is_leaving(target.id) => LocalState::Offline,
                 (PublicState::Serving, _) => LocalState::UpToDate,
                 (PublicState::Syncing, (PublicState::Syncing, local)) => local,
                 _ => LocalState::Online,
