@@ -181,7 +181,7 @@ impl Node {
         for host in self.hosts() {
             if let Some(view) = View::of(&map, host.id()) {
                 if map.is_leaving(host.id()) {
-                    moved::stop_serving(&host, view);
+                    moved::stop_serving(&host, &view);
                 } else {
                     host.drive(Event::Adopt { view });
                     host.set_stopped(false);

@@ -21,7 +21,7 @@
 //! What this guarantees:
 //! - a chain never has fewer SERVING replicas because of a move than before it;
 //! - no target leaves a chain while it may still answer a read: the chain goes on without it only after
-//!    its node has said that it has stopped, or is certainly dead;
+//!   its node has said that it has stopped, or is certainly dead;
 //! - target ids are never used twice, so a node can tell data that was moved away from data that
 //!   the map does not know yet.
 //!

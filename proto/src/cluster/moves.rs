@@ -22,9 +22,12 @@ impl ClusterMap {
     /// What is wanted of a disk. One that nobody has spoken of is in use if it holds replicas, and
     /// otherwise new ([`DiskRole::Unspecified`]): it holds nothing before it is added.
     pub fn role(&self, disk: DiskId) -> DiskRole {
-        let in_use = || match self.targets.values().any(|t| t.disk == disk) {
-            true => DiskRole::Active,
-            false => DiskRole::Unspecified,
+        let in_use = || {
+            if self.targets.values().any(|t| t.disk == disk) {
+                DiskRole::Active
+            } else {
+                DiskRole::Unspecified
+            }
         };
         self.roles.get(&disk).copied().unwrap_or_else(in_use)
     }

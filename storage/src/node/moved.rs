@@ -18,14 +18,14 @@ use crate::engine::Engine;
 
 /// The target is about to leave its chain: to itself it has left already. Once this returns
 /// nothing is served any more, and the heartbeat may say so.
-pub(super) fn stop_serving(host: &Arc<TargetHost>, view: View) {
+pub(super) fn stop_serving(host: &Arc<TargetHost>, view: &View) {
     host.drive(Event::Adopt {
         view: View {
             state: PublicState::Offline,
             is_head: false,
             tail: None,
             successor: None,
-            ..view
+            ..view.clone()
         },
     });
     host.set_stopped(true);
@@ -64,7 +64,7 @@ impl Node {
         {
             // It was taken out without having been asked to leave: its node counted as dead.
             let version = ChainVersion(view.version.0 + 1);
-            stop_serving(&host, View { version, ..view });
+            stop_serving(&host, &View { version, ..view });
         }
         let (node, engine) = (Arc::clone(self), engine.clone());
         tokio::spawn(async move {
@@ -72,7 +72,7 @@ impl Node {
                 Ok(()) => tracing::info!(%target, "deleted a replica that has moved away"),
                 // The next map, or the next start, tries again.
                 Err(error) => {
-                    tracing::warn!(%target, %error, "cannot delete a replica that has moved away")
+                    tracing::warn!(%target, %error, "cannot delete a replica that has moved away");
                 }
             }
             node.deleting.lock().remove(&target);

@@ -1,5 +1,6 @@
 //! Watching replicas move.
 
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use emberfs_proto::ids::DiskId;
@@ -48,13 +49,15 @@ pub(super) fn describe(plan: &pb::PlanReply) -> String {
         out.push_str(&show::table(&["chain", "from", "to", "about"], rows));
     }
     if plan.moves.len() > LISTED {
-        out.push_str(&format!("\nand {} more", plan.moves.len() - LISTED));
+        // Writing to a string cannot fail.
+        let _ = write!(out, "\nand {} more", plan.moves.len() - LISTED);
     }
     if plan.stuck > 0 {
-        out.push_str(&format!(
+        let _ = write!(
+            out,
             "\n{} replicas have nowhere to go: add a node or a disk",
             plan.stuck
-        ));
+        );
     }
     out
 }
