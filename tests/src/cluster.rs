@@ -299,14 +299,17 @@ pub fn wait(limit: Duration, mut condition: impl FnMut() -> Result<bool>) -> Res
     Ok(())
 }
 
-/// Whether a process exists and is no zombie.
+/// Whether a process exists and is no zombie. While one of its threads still ends, so that its ports and files
+/// are not free yet, it does.
 pub fn is_alive(pid: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
     let state = stat.ok().and_then(|stat| {
         let (_, rest) = stat.rsplit_once(") ")?;
         rest.chars().next()
     });
-    !matches!(state, None | Some('Z' | 'X'))
+    let threads = fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero()));
+    let others = threads.is_ok_and(|threads| threads.count() > 1);
+    others || !matches!(state, None | Some('Z' | 'X'))
 }
 
 fn is_mounted(path: &Path) -> Result<bool> {

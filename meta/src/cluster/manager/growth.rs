@@ -140,7 +140,10 @@ fn describe(map: &ClusterMap, facts: &Facts, pace: Pace) -> pb::PlanReply {
 fn waits_for(map: &ClusterMap, facts: &Facts, plan: &Plan, pace: Pace) -> Option<String> {
     let left = map.moves.len() + plan.steps.len();
     if pace.paused && left > 0 {
-        return Some("moves are paused; `--resume` lets them go on".to_owned());
+        return Some(
+            "moves are paused; `emberfs settings migrations_paused=false` lets them go on"
+                .to_owned(),
+        );
     }
     if left == 0 {
         let what = "replicas have to go and have nowhere to go; add a node or a disk";
