@@ -134,7 +134,7 @@ fn assert_even(cluster: &TestCluster, nodes: usize) -> Result<()> {
     let even = held.values().sum::<usize>() as f64 / nodes as f64;
     let off = |&n: &usize| (n as f64 - even).abs() > even * 0.1;
     ensure!(
-        !held.values().any(|n| off(n)),
+        !held.values().any(off),
         "not within 10 % of {even}: {held:?}"
     );
     Ok(())
