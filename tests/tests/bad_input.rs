@@ -270,8 +270,15 @@ fn a_second_server_with_the_id_of_one_that_runs_is_refused() -> Result<()> {
         ("admin_listen", "\"127.0.0.1:0\""),
     ];
     let conf = edited(&cluster, "storage-1", &keys)?;
-    emberfs(&["storage", "--config"], &conf)?
-        .expect_refusal(&["node n1 runs already at", "give it another id"])?;
+    // In the foreground its log comes on standard error as well.
+    let refused = emberfs(&["storage", "--config"], &conf)?.expect_code(1)?;
+    let line = refused.stderr.lines().find(|l| l.starts_with("emberfs: "));
+    ensure!(
+        line.is_some_and(
+            |l| l.contains("node n1 runs already at") && l.contains("give it another id")
+        ),
+        "{refused:?}"
+    );
     ensure!(
         !disk.join("disk.toml").exists(),
         "the stranger's disk was taken in"
@@ -400,7 +407,12 @@ async fn peers_of_another_cluster_or_another_version_are_turned_away() -> Result
     let error = Client::connect(config).await.err().context("connected")?;
     ensure!(error.code == ErrorCode::WrongCluster, "{error}");
     ensure!(error.message.contains(&known), "{error}");
-    ensure!(cluster.status_code()? == 0, "the strangers did harm");
+    let status = cluster.status_json()?;
+    let problems = status["problems"].as_array().context("no problems")?;
+    ensure!(
+        problems.iter().all(|p| p["code"] == "node-refused"),
+        "the strangers did harm: {status}"
+    );
     Ok(())
 }
 

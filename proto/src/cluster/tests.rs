@@ -60,6 +60,7 @@ fn ids<'a>(targets: impl Iterator<Item = &'a Target>) -> Vec<u64> {
 fn a_map_survives_the_wire() {
     let mut map = map(&[Serving, Serving, Syncing]);
     map.settings.migrations = 17;
+    map.last_target = TargetId(3);
     assert_eq!(
         ClusterMap::try_from(&pb::ClusterMapMsg::from(&map)),
         Ok(map)

@@ -96,6 +96,11 @@ impl Lease {
         self.term.lock().resign();
     }
 
+    /// Whether it has been given up: the node stops and must not join again.
+    pub(super) fn is_resigned(&self) -> bool {
+        self.term.lock().resigned
+    }
+
     /// Whether the node may serve now.
     pub fn is_valid(&self) -> bool {
         !self.left().is_zero()
@@ -148,8 +153,9 @@ mod tests {
         let lease = Lease::new();
         lease.adopted(MapVersion(3));
         lease.granted(now(), LEASE, MapVersion(3));
+        assert!(!lease.is_resigned());
         lease.resign();
-        assert!(!lease.is_valid());
+        assert!(!lease.is_valid() && lease.is_resigned());
         lease.granted(now(), LEASE, MapVersion(3));
         assert!(!lease.is_valid(), "a late answer must not bring it back");
     }

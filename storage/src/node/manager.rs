@@ -140,6 +140,10 @@ impl Registration {
         let mut complained: Option<Duration> = None;
         loop {
             let Err(error) = self.heartbeat_stream(node, membership, &mut wait).await;
+            if error.code == ErrorCode::UnknownNode && node.lease.is_resigned() {
+                // It has left: registering now would bring it back to life while it stops.
+                return;
+            }
             let error = if error.code == ErrorCode::UnknownNode {
                 tracing::info!(%error, "the cluster manager does not know this node any more; registering again");
                 self.register(node.map().version, stop).await.err()

@@ -148,7 +148,7 @@ async fn the_manager_may_die_after_every_single_step() {
         deaths += 1;
         assert!(deaths < 200, "does not come to rest");
     }
-    assert!(deaths > 3, "{deaths}");
+    assert!(deaths >= 3, "{deaths}");
     let map = cluster.manager.map();
     assert!((1..=4).all(|node| held(&map, node) == 6));
     assert_eq!(map.last_target, TargetId(30), "six were moved, each once");
