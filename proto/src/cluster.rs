@@ -4,6 +4,8 @@
 //! change and pushes it. Questions about a chain (who is head, who comes after me) are answered
 //! here, once, for servers and clients alike.
 
+mod settings;
+
 use std::collections::BTreeMap;
 
 use crate::error::{Error, ErrorCode, Result};
@@ -13,6 +15,7 @@ use crate::ids::{
 };
 use crate::pb;
 pub use crate::pb::{LocalState, PublicState};
+pub use settings::Settings;
 
 /// A server process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +88,8 @@ pub struct ClusterMap {
     pub chains: BTreeMap<ChainId, Chain>,
     /// All versions of all chain tables.
     pub tables: BTreeMap<(ChainTableId, ChainTableVersion), Vec<ChainId>>,
+    /// What operators have set.
+    pub settings: Settings,
 }
 
 impl ClusterMap {
@@ -190,6 +195,7 @@ impl From<&ClusterMap> for pb::ClusterMapMsg {
                     chains: chains.iter().map(|c| c.0).collect(),
                 })
                 .collect(),
+            settings: Some(map.settings.into()),
         }
     }
 }
@@ -202,6 +208,11 @@ impl TryFrom<&pb::ClusterMapMsg> for ClusterMap {
             version: MapVersion(msg.version),
             cluster: ClusterId::from_bytes(&msg.cluster).ok_or_else(|| malformed("cluster id"))?,
             replicas: msg.replicas,
+            // From before there were settings: the defaults.
+            settings: match &msg.settings {
+                Some(settings) => Settings::default().with(settings)?,
+                None => Settings::default(),
+            },
             ..Self::default()
         };
         for node in &msg.nodes {

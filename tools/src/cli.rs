@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::sizes::parse_bytes;
+
 /// Where `up` keeps a cluster unless told otherwise.
 pub(crate) const DEFAULT_DIR: &str = "./emberfs-data";
 /// Where `up` mounts it unless told otherwise.
@@ -53,6 +55,9 @@ pub(crate) enum Command {
     /// Compare the replicas of every chunk, and chunks with the metadata, on the running cluster
     #[command(after_long_help = crate::fsck::JSON_HELP)]
     Fsck(FsckArgs),
+    /// Show or change what may change while the cluster runs
+    #[command(after_long_help = crate::settings::HELP)]
+    Settings(SettingsArgs),
     /// Measure a cluster or any directory
     Bench(BenchArgs),
     /// Look at configuration files
@@ -187,6 +192,18 @@ pub(crate) struct FsckArgs {
 }
 
 #[derive(Args, Debug)]
+pub(crate) struct SettingsArgs {
+    #[command(flatten)]
+    pub(crate) dir: DirArg,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// What to change; without, all settings are shown
+    #[arg(value_name = "KEY=VALUE")]
+    pub(crate) changes: Vec<String>,
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub(crate) dir: DirArg,
@@ -214,10 +231,10 @@ pub(crate) enum Workload {
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct StreamArgs {
     /// Size of each file, such as 256M or 1G
-    #[arg(long, default_value = "1G", value_parser = parse_size)]
+    #[arg(long, default_value = "1G", value_parser = parse_bytes)]
     pub(crate) size: u64,
     /// Bytes per read or write
-    #[arg(long, default_value = "1M", value_parser = parse_size)]
+    #[arg(long, default_value = "1M", value_parser = parse_bytes)]
     pub(crate) block: u64,
     /// Files at the same time
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
@@ -230,7 +247,7 @@ pub(crate) struct SmallArgs {
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub(crate) files: u32,
     /// Bytes per file
-    #[arg(long, default_value = "4K", value_parser = parse_size)]
+    #[arg(long, default_value = "4K", value_parser = parse_bytes)]
     pub(crate) size: u64,
     /// Workers at the same time
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
@@ -260,33 +277,6 @@ pub(crate) enum ServerKind {
     Storage,
 }
 
-/// Reads `4096`, `64K`, `1M`, `2GiB`.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let shift = match unit
-        .to_ascii_lowercase()
-        .trim_end_matches("ib")
-        .trim_end_matches('b')
-    {
-        "" => 0,
-        "k" => 10,
-        "m" => 20,
-        "g" => 30,
-        "t" => 40,
-        _ => return Err("write a number and K, M, G or T, such as 256M".to_owned()),
-    };
-    let number: u64 = number
-        .parse()
-        .map_err(|_| "write a number, such as 256M".to_owned())?;
-    match number.checked_mul(1 << shift) {
-        Some(size) if size > 0 => Ok(size),
-        _ => Err("must be from 1 byte to 16 EiB".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -295,17 +285,6 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn sizes_have_binary_units() {
-        assert_eq!(parse_size("4096"), Ok(4096));
-        assert_eq!(parse_size("4K"), Ok(4096));
-        assert_eq!(parse_size("1g"), Ok(1 << 30));
-        assert_eq!(parse_size("2MiB"), Ok(2 << 20));
-        for bad in ["", "K", "0", "5x", "-1", "99999999T"] {
-            assert!(parse_size(bad).is_err(), "{bad}");
-        }
     }
 
     #[test]

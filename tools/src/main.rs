@@ -22,7 +22,9 @@ mod process;
 mod progress;
 mod rpc;
 mod serve;
+mod settings;
 mod show;
+mod sizes;
 mod status;
 mod up;
 
@@ -90,6 +92,7 @@ async fn run(cli: Cli) -> Result<Exit> {
         Command::Status(args) => status::status(cluster, args).await,
         Command::Health(args) => status::health(cluster, args).await,
         Command::Fsck(args) => fsck::fsck(cluster, args).await,
+        Command::Settings(args) => settings::settings(cluster, args).await,
         Command::Bench(args) => bench::bench(cluster, args).await,
         Command::Config(ConfigCommand::Check(args)) => config_file::check(&args),
     }

@@ -248,20 +248,25 @@ impl Manager {
         if let Some(shortage) = &outcome.shortage {
             self.log_shortage(shortage);
         }
-        if let Some(new) = outcome.map {
-            let new = Arc::new(new);
-            let (store, next) = (Arc::clone(&self.store), Arc::clone(&new));
-            let before = Arc::clone(&old);
-            if let Err(error) = blocking(move || store.save(&before, &next)).await {
-                self.members.lock().set_dirty();
-                return Err(error);
-            }
-            tracing::info!(version = %new.version, "new cluster map");
-            let mut members = self.members.lock();
-            members.adopt(&new);
-            self.published.send_replace(new);
+        if let Some(new) = outcome.map
+            && let Err(error) = self.publish(&old, new).await
+        {
+            self.members.lock().set_dirty();
+            return Err(error);
         }
         self.moved.send_replace(());
+        Ok(())
+    }
+
+    /// Makes `new`, which follows `old`, durable, then lets everybody see it. For holders of the writer's lock.
+    async fn publish(&self, old: &Arc<ClusterMap>, new: ClusterMap) -> Result<()> {
+        let new = Arc::new(new);
+        let (store, before, next) = (Arc::clone(&self.store), Arc::clone(old), Arc::clone(&new));
+        blocking(move || store.save(&before, &next)).await?;
+        tracing::info!(version = %new.version, "new cluster map");
+        let mut members = self.members.lock();
+        members.adopt(&new);
+        self.published.send_replace(new);
         Ok(())
     }
 

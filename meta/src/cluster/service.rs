@@ -91,6 +91,16 @@ impl pb::cluster_server::Cluster for ClusterService {
     ) -> Result<Response<pb::ReportReply>, Status> {
         Ok(Response::new(self.manager.report()))
     }
+
+    async fn configure(
+        &self,
+        request: Request<pb::ConfigureRequest>,
+    ) -> Result<Response<pb::SettingsMsg>, Status> {
+        let changes = request.into_inner().changes.unwrap_or_default();
+        Ok(Response::new(
+            self.manager.configure(&changes).await?.into(),
+        ))
+    }
 }
 
 /// Answers heartbeats until the node, or the manager, ends the stream. Runs in a task of its own,

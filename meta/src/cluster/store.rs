@@ -8,6 +8,7 @@
 //! | `C n` node (4 bytes) | `NodeMsg` |
 //! | `C t` target (8 bytes) | `TargetMsg` |
 //! | `C c` chain (4 bytes) | `ChainMsg` |
+//! | `C s` | `SettingsMsg`; absent until something was set |
 //! | `C x` table (4 bytes) version (4 bytes) | `ChainTableMsg` |
 //!
 //! Every transaction first reads the primary lease and fails with [`ErrorCode::NotPrimary`] unless
@@ -22,7 +23,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use emberfs_proto::cluster::ClusterMap;
+use emberfs_proto::cluster::{ClusterMap, Settings};
 use emberfs_proto::ids::{ClusterId, MapVersion};
 use emberfs_proto::{Error, ErrorCode, Result, pb};
 use prost::Message;
@@ -33,6 +34,7 @@ const FAMILY: u8 = b'C';
 const CLUSTER_KEY: &[u8] = &[FAMILY, b'i'];
 const PRIMARY_KEY: &[u8] = &[FAMILY, b'p'];
 const HEADER_KEY: &[u8] = &[FAMILY, b'v'];
+const SETTINGS_KEY: &[u8] = &[FAMILY, b's'];
 const NODE: u8 = b'n';
 const TARGET: u8 = b't';
 const CHAIN: u8 = b'c';
@@ -188,6 +190,11 @@ fn records(map: &ClusterMap) -> Records {
         let id = [table.id.to_be_bytes(), table.version.to_be_bytes()].concat();
         out.insert(key(TABLE, &id), table.encode_to_vec());
     }
+    if map.settings != Settings::default()
+        && let Some(settings) = &msg.settings
+    {
+        out.insert(SETTINGS_KEY.to_vec(), settings.encode_to_vec());
+    }
     out
 }
 
@@ -200,7 +207,11 @@ fn load(txn: &mut dyn Transaction) -> Result<Option<ClusterMap>> {
         return Ok(None);
     };
     let header = read_header(txn)?.ok_or_else(|| damaged("map header"))?;
+    let settings = txn.get(SETTINGS_KEY)?.map(pb::SettingsMsg::decode);
     let msg = pb::ClusterMapMsg {
+        settings: settings
+            .transpose()
+            .map_err(|e| damaged("settings").context(e))?,
         version: header.version.0,
         cluster,
         replicas: header.replicas,

@@ -57,7 +57,8 @@ fn ids<'a>(targets: impl Iterator<Item = &'a Target>) -> Vec<u64> {
 
 #[test]
 fn a_map_survives_the_wire() {
-    let map = map(&[Serving, Serving, Syncing]);
+    let mut map = map(&[Serving, Serving, Syncing]);
+    map.settings.migrations = 17;
     assert_eq!(
         ClusterMap::try_from(&pb::ClusterMapMsg::from(&map)),
         Ok(map)

@@ -2,7 +2,7 @@
 //! wakes the background loop; none waits for a
 //! disk, except `Register` and `Leave`, which promise a durable map.
 
-use emberfs_proto::cluster::{Disk, Node};
+use emberfs_proto::cluster::{Disk, Node, Settings};
 use emberfs_proto::ids::{ClusterId, MapVersion, NodeId};
 use emberfs_proto::wire::{MAX_VERSION, MIN_VERSION};
 use emberfs_proto::{Error, ErrorCode, Result, pb};
@@ -187,6 +187,24 @@ impl Manager {
                 () = self.closing.cancelled() => return Err(stopping()),
             }
         }
+    }
+
+    /// Changes settings; returns once a durable, published map carries them.
+    pub(in crate::cluster) async fn configure(
+        &self,
+        changes: &pb::SettingsMsg,
+    ) -> Result<Settings> {
+        let _writer = self.writer.lock().await;
+        let old = self.map();
+        let settings = old.settings.with(changes)?;
+        if settings != old.settings {
+            let mut new = (*old).clone();
+            new.settings = settings;
+            new.version.0 += 1;
+            self.publish(&old, new).await?;
+            self.stir();
+        }
+        Ok(settings)
     }
 
     /// Everything known, for `status`.

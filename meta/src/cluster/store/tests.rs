@@ -57,7 +57,8 @@ fn a_map_survives_a_reopen_on_disk_and_the_id_is_drawn_once() {
     let open = || -> Arc<dyn Engine> { Arc::new(RocksEngine::open(dir.path()).unwrap()) };
     let (store, fresh) = Store::open(open(), 3).unwrap();
     assert_eq!((fresh.version, fresh.replicas), (MapVersion(1), 3));
-    let full = grown(&fresh, 5);
+    let mut full = grown(&fresh, 5);
+    full.settings.migrations = 17;
     store.save(&fresh, &full).unwrap();
     drop(store);
     assert_eq!(Store::open(open(), 1).unwrap().1, full);

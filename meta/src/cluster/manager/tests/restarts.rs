@@ -97,3 +97,31 @@ async fn a_deposed_manager_stops() {
     );
     assert!(cluster.manager.closing().is_cancelled());
 }
+
+#[tokio::test(start_paused = true)]
+async fn settings_are_pushed_at_once_and_survive_a_restart() {
+    let mut cluster = Cluster::start(3, 3).await;
+    let _nodes = cluster.boot(1..=3).await;
+    cluster.until(SECOND, all_serving).await;
+    let before = cluster.manager.map();
+    let changes = pb::SettingsMsg {
+        migrations: Some(17),
+        ..Default::default()
+    };
+    let answer = cluster.manager.configure(&changes).await.unwrap();
+    let map = cluster.manager.map();
+    assert_eq!((answer.migrations, map.settings), (17, answer));
+    assert_eq!(map.version.0, before.version.0 + 1);
+    assert_eq!(map.chains, before.chains);
+    // What changes nothing makes no new map, and nonsense is refused.
+    cluster.manager.configure(&changes).await.unwrap();
+    let nonsense = pb::SettingsMsg {
+        migrations: Some(0),
+        ..Default::default()
+    };
+    let refused = cluster.manager.configure(&nonsense).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::InvalidArgument);
+    assert_eq!(cluster.manager.map().version, map.version);
+    cluster.restart().await;
+    assert_eq!(cluster.manager.map().settings.migrations, 17);
+}
