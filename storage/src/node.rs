@@ -5,18 +5,20 @@ mod data;
 mod host;
 mod lease;
 mod manager;
+mod pace;
 mod resync;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use emberfs_proto::cluster::{ClusterMap, LocalState};
 use emberfs_proto::ids::{ChainId, ClientId, ClusterId, DiskId, IncarnationId, NodeId, TargetId};
 use emberfs_proto::wire::client::{Identity, PeerPool};
 use emberfs_proto::{Error, ErrorCode, Result, pb};
 use parking_lot::RwLock;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::chain::{Event, View};
 use crate::config::StorageConfig;
@@ -27,9 +29,13 @@ pub use data::Data;
 pub(crate) use host::TargetHost;
 pub use lease::Lease;
 pub use manager::{Membership, Registration};
+use pace::Pacer;
 
 /// Connections to each other storage node.
 const CONNECTIONS_PER_PEER: usize = 4;
+
+/// Longest wait for a cluster map that a caller has and this node does not have yet.
+const MAP_WAIT: Duration = Duration::from_millis(500);
 
 /// A disk of this node, open.
 pub struct OpenDisk {
@@ -70,7 +76,10 @@ pub struct Node {
     disks: Vec<OpenDisk>,
     map: RwLock<Arc<ClusterMap>>,
     targets: RwLock<HashMap<TargetId, Arc<TargetHost>>>,
+    /// A first map has been adopted.
+    has_map: watch::Sender<bool>,
     peers: PeerPool,
+    pacer: Pacer,
     /// Wakes the heartbeat: something changed that the manager should know now.
     report: Notify,
     read_budget: Arc<Semaphore>,
@@ -95,11 +104,13 @@ impl Node {
             incarnation,
             lease: Lease::new(),
             counters: Counters::default(),
+            pacer: Pacer::new(config.resync_parallel),
             read_budget: Arc::new(Semaphore::new(config.read_bytes / data::BUDGET_UNIT)),
             config,
             disks,
             map: RwLock::default(),
             targets: RwLock::default(),
+            has_map: watch::Sender::new(false),
             peers: PeerPool::new(identity, CONNECTIONS_PER_PEER),
             report: Notify::new(),
         })
@@ -146,6 +157,7 @@ impl Node {
             let host = TargetHost::new(self, target.id, disk.engine.clone());
             self.targets.write().insert(target.id, host);
         }
+        self.pacer.configure(&map.settings);
         let map = Arc::new(map);
         *self.map.write() = map.clone();
         for host in self.hosts() {
@@ -156,7 +168,19 @@ impl Node {
         self.peers
             .retain(|addr| map.nodes.values().any(|n| n.data_addr == addr));
         self.lease.adopted(map.version);
+        self.has_map
+            .send_if_modified(|has| !std::mem::replace(has, true));
         tracing::debug!(version = %map.version, "adopted cluster map");
+    }
+
+    /// Waits for the first map, for a while: others have the map that names this process already and may
+    /// call before it does.
+    async fn first_map(&self) {
+        if !*self.has_map.borrow() {
+            let mut has_map = self.has_map.subscribe();
+            // If it does not come the caller hears that the chain is not here.
+            let _ = tokio::time::timeout(MAP_WAIT, has_map.wait_for(|has| *has)).await;
+        }
     }
 
     fn hosts(&self) -> Vec<Arc<TargetHost>> {
@@ -198,6 +222,7 @@ impl Node {
     fn heartbeat(&self, sequence: u64) -> pb::HeartbeatRequest {
         let failed = |target: &TargetHost| target.engine().health().state != DiskState::Healthy;
         let hosts = self.hosts();
+        let now = tokio::time::Instant::now();
         let targets = hosts.iter().map(|host| {
             let (state, version) = host.local();
             let state = if failed(host) {
@@ -205,13 +230,17 @@ impl Node {
             } else {
                 state
             };
-            let (sync_done, sync_total) = host.resync_progress();
+            let resync = host.progress.snapshot(now);
             pb::TargetReport {
                 target: host.id().0,
                 state: state as i32,
                 chain_version: version.0,
-                sync_done,
-                sync_total,
+                sync_done: resync.chunks,
+                sync_total: resync.chunks_total,
+                sync_bytes: resync.bytes,
+                sync_bytes_total: resync.bytes_total,
+                sync_bytes_per_second: resync.bytes_per_second,
+                resync_sent_bytes: resync.sent,
             }
         });
         let disks = self.disks.iter().map(|disk| {
@@ -239,6 +268,11 @@ impl Node {
     /// Requests refused by chain version, role, state or lease since the start.
     fn refused(&self) -> u64 {
         self.hosts().iter().map(|host| host.refused()).sum()
+    }
+
+    /// Bytes sent to bring other replicas up to date, since the start.
+    fn resync_bytes(&self) -> u64 {
+        self.hosts().iter().map(|host| host.progress.sent()).sum()
     }
 
     /// Closes every engine; nothing is served afterwards.

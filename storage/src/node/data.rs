@@ -64,20 +64,21 @@ impl Service for Data {
 }
 
 impl Data {
-    fn chain(
+    /// The target that is asked, which has adopted the caller's chain version if it can.
+    async fn chain(
         &self,
         chain: Option<&pb::ChainRef>,
     ) -> Result<(Arc<TargetHost>, ChainId, ChainVersion)> {
         let chain = required(chain, "chain")?;
-        let id = ChainId(chain.chain);
-        Ok((
-            self.node.host_of_chain(id)?,
-            id,
-            ChainVersion(chain.version),
-        ))
+        let (id, version) = (ChainId(chain.chain), ChainVersion(chain.version));
+        self.node.first_map().await;
+        let host = self.node.host_of_chain(id)?;
+        host.reached(version).await;
+        Ok((host, id, version))
     }
 
     async fn read(&self, request: pb::ReadRequest, deadline: Instant) -> Result<Outgoing> {
+        let _active = self.node.pacer.foreground();
         let total: u64 = request.items.iter().map(|item| u64::from(item.len)).sum();
         if request.items.len() > MAX_READ_ITEMS || total > u64::from(MAX_PAYLOAD) {
             let what = format!(
@@ -124,7 +125,7 @@ impl Data {
     }
 
     async fn read_item(&self, item: pb::ReadItem) -> Result<ReadData> {
-        let (host, _, version) = self.chain(item.chain.as_ref())?;
+        let (host, _, version) = self.chain(item.chain.as_ref()).await?;
         let key = ChunkKey::new(item.inode, item.index);
         if item
             .offset
@@ -188,12 +189,21 @@ impl Data {
         };
         let deadline = Instant::now() + std::time::Duration::from_secs(2);
         let call = Call::new(Opcode::QueryVersion, &body, deadline);
-        let reply: pb::VersionReply = self.node.peers.peer(addr).call(call).await?.decode()?;
+        let peer = self.node.peers.peer(addr);
+        let reply = tokio::select! {
+            reply = peer.call(call) => reply?,
+            // A silent tail is known as dead now: the reader must not wait for it any longer.
+            () = host.moved_on(version) => {
+                let what = format!("the chain moved on while tail {tail} was asked");
+                return Err(Error::new(ErrorCode::StaleChainVersion, what));
+            }
+        };
+        let reply: pb::VersionReply = reply.decode()?;
         Ok(ChunkVersion(reply.committed))
     }
 
     async fn query_version(&self, request: pb::VersionQuery) -> Result<Outgoing> {
-        let (host, _, version) = self.chain(request.chain.as_ref())?;
+        let (host, _, version) = self.chain(request.chain.as_ref()).await?;
         let key = ChunkKey::new(request.inode, request.index);
         let plan = host.tail_plan(key, version)?;
         let meta = host.engine().meta(host.id(), key).await?;
@@ -213,7 +223,7 @@ impl Data {
     }
 
     async fn write(&self, message: pb::WriteRequest, request: &Incoming) -> Result<Outgoing> {
-        let (host, _, chain_version) = self.chain(message.chain.as_ref())?;
+        let (host, _, chain_version) = self.chain(message.chain.as_ref()).await?;
         let update = update(&message, request.payload.clone(), false)?;
         if update.tag.is_none() {
             return Err(Error::new(
@@ -221,6 +231,7 @@ impl Data {
                 "a client's write needs a tag",
             ));
         }
+        let _active = self.node.pacer.foreground();
         let bytes = request.payload.len() as u64;
         let event = |request| Event::Write {
             request,
@@ -245,7 +256,8 @@ impl Data {
 
     async fn forward(&self, message: pb::ForwardRequest, request: &Incoming) -> Result<Outgoing> {
         let write = required(message.write.as_ref(), "write")?;
-        let (host, _, chain_version) = self.chain(write.chain.as_ref())?;
+        let _active = (!message.resync).then(|| self.node.pacer.foreground());
+        let (host, _, chain_version) = self.chain(write.chain.as_ref()).await?;
         let forward = Forward {
             update: update(write, request.payload.clone(), message.replace)?,
             version: ChunkVersion(message.version),
@@ -268,7 +280,7 @@ impl Data {
     }
 
     async fn last_chunk(&self, request: pb::LastChunkRequest) -> Result<Outgoing> {
-        let (host, _, version) = self.chain(request.chain.as_ref())?;
+        let (host, _, version) = self.chain(request.chain.as_ref()).await?;
         host.check_serving(version)?;
         let last = host
             .engine()
@@ -286,7 +298,7 @@ impl Data {
     }
 
     async fn trim(&self, request: pb::TrimRequest) -> Result<Outgoing> {
-        let (host, _, chain_version) = self.chain(request.chain.as_ref())?;
+        let (host, _, chain_version) = self.chain(request.chain.as_ref()).await?;
         host.check_serving(chain_version)?;
         let tag = WriteTag::try_from(required(request.tag.as_ref(), "tag")?)?;
         let limit = request.limit.clamp(1, MAX_TRIM) as usize;
@@ -355,7 +367,7 @@ impl Data {
     }
 
     async fn sync_list(&self, request: pb::SyncListRequest) -> Result<Outgoing> {
-        let (host, _, version) = self.chain(request.chain.as_ref())?;
+        let (host, _, version) = self.chain(request.chain.as_ref()).await?;
         let current = host.view().map_or(ChainVersion(0), |view| view.version);
         if current != version {
             let what = format!("target {} is at chain version {current}", host.id());
@@ -378,7 +390,7 @@ impl Data {
     }
 
     async fn sync_done(&self, request: pb::SyncDoneRequest) -> Result<Outgoing> {
-        let (host, _, chain_version) = self.chain(request.chain.as_ref())?;
+        let (host, _, chain_version) = self.chain(request.chain.as_ref()).await?;
         host.request(|request| Event::SyncDone {
             request,
             chain_version,

@@ -11,10 +11,11 @@ use emberfs_proto::layout::MAX_CHUNK_SIZE;
 use emberfs_proto::wire::{Call, Channel, Opcode};
 use emberfs_proto::{Error, ErrorCode, Result, pb};
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 
-use super::{Node, data, resync};
+use super::resync::{LiveCopies, Progress};
+use super::{MAP_WAIT, Node, data, resync};
 use crate::chain::{
     Action, Content, Event, Forward, OpId, Outcome, ReadPlan, Replica, RequestId, UpdateKind,
 };
@@ -33,8 +34,12 @@ pub(crate) struct TargetHost {
     /// Actions are carried out under this lock (none of them waits), so their order is the machine's.
     core: Mutex<Core>,
     next_request: AtomicU64,
-    pub(super) sync_done: AtomicU64,
-    pub(super) sync_total: AtomicU64,
+    /// Chain version that the machine has adopted.
+    adopted: watch::Sender<ChainVersion>,
+    /// Of the resync that this target leads.
+    pub(super) progress: Progress,
+    /// What live writes spare that resync.
+    pub(super) live: LiveCopies,
 }
 
 struct Core {
@@ -58,8 +63,9 @@ impl TargetHost {
                 resync: None,
             }),
             next_request: AtomicU64::new(1),
-            sync_done: AtomicU64::new(0),
-            sync_total: AtomicU64::new(0),
+            adopted: watch::Sender::new(ChainVersion(0)),
+            progress: Progress::default(),
+            live: LiveCopies::default(),
         })
     }
 
@@ -90,12 +96,23 @@ impl TargetHost {
         self.core.lock().replica.refused()
     }
 
-    /// Chunks compared or sent, and in all, of the running resync that this target leads.
-    pub(super) fn resync_progress(&self) -> (u64, u64) {
-        (
-            self.sync_done.load(Ordering::Relaxed),
-            self.sync_total.load(Ordering::Relaxed),
-        )
+    /// The caller names chain version `version`: waits for the map in which it is, for a while. Maps are
+    /// pushed to all at once, so it can only be moments away; a refusal would cost the caller a back-off.
+    pub(super) async fn reached(&self, version: ChainVersion) {
+        if *self.adopted.borrow() >= version {
+            return;
+        }
+        let mut adopted = self.adopted.subscribe();
+        let there = adopted.wait_for(|adopted| *adopted >= version);
+        // If it does not come the machine says what is wrong.
+        let _ = tokio::time::timeout(MAP_WAIT, there).await;
+    }
+
+    /// Ends when the chain has moved on from `version`.
+    pub(super) async fn moved_on(&self, version: ChainVersion) {
+        let mut adopted = self.adopted.subscribe();
+        // The sender lives as long as this host.
+        let _ = adopted.wait_for(|adopted| *adopted > version).await;
     }
 
     /// Hands an event to the machine and carries out what it wants.
@@ -105,6 +122,12 @@ impl TargetHost {
         for action in core.replica.handle(event, node.lease.is_valid()) {
             self.perform(&node, &mut core, action);
         }
+        let version = core.replica.view().map_or(ChainVersion(0), |v| v.version);
+        self.adopted.send_if_modified(|adopted| {
+            let newer = version > *adopted;
+            *adopted = version.max(*adopted);
+            newer
+        });
     }
 
     /// Hands a request to the machine and waits for its answer.
@@ -220,6 +243,7 @@ impl TargetHost {
                 if let Some(old) = core.resync.take() {
                     old.abort();
                 }
+                self.live.begin(chain_version);
                 let host = self.clone();
                 let task = tokio::spawn(resync::run(host, chain_version, to, busy));
                 core.resync = Some(task.abort_handle());
@@ -336,8 +360,15 @@ impl TargetHost {
             ..Call::new(Opcode::Forward, &body, deadline)
         };
         let removes = matches!(forward.update.kind, UpdateKind::Remove);
+        if forward.resync {
+            let bytes = call.payload.iter().map(|piece| piece.len() as u64).sum();
+            self.progress.sending(bytes);
+        }
         let reply = node.peers.peer(addr).call(call).await;
         let reply: pb::ForwardReply = reply?.decode()?;
+        if !forward.resync && (forward.replace || removes) {
+            self.live.acknowledged(chain_version, forward.update.key);
+        }
         let version = if removes {
             forward.version
         } else {

@@ -11,8 +11,8 @@ use crate::show;
 
 use super::gather::{Facts, LocalFacts};
 use super::report::{
-    ChainReport, ClientReport, DiskReport, MetaReport, NodeReport, Overall, Problem, SpaceReport,
-    StatusReport, TargetReport,
+    ChainReport, ClientReport, DiskReport, MetaReport, NodeReport, Overall, Problem, ResyncReport,
+    SpaceReport, StatusReport, TargetReport,
 };
 
 /// A disk with less than one in this many bytes left is reported.
@@ -66,6 +66,7 @@ fn empty(facts: &Facts) -> StatusReport {
         meta: None,
         nodes: Vec::new(),
         chains: Vec::new(),
+        resync: ResyncReport::default(),
         clients: Vec::new(),
         processes: processes.unwrap_or_default(),
     }
@@ -94,9 +95,17 @@ fn fill(report: &mut StatusReport, reply: &pb::ReportReply) {
     let reported: HashMap<u64, &pb::TargetReport> = reported.map(|t| (t.target, t)).collect();
     let chain = |chain: &pb::ChainMsg| {
         let known = chain.targets.iter().filter_map(|id| targets.get(id));
-        let targets: Vec<_> = known
-            .map(|t| target_report(t, reported.get(&t.id)))
-            .collect();
+        let mut leader = None;
+        let mut one = |t: &pb::TargetMsg| {
+            let said = reported.get(&t.id).copied();
+            // Who is synced hears only of chunks that come; its predecessor knows how many are left.
+            let lead = leader.filter(|_| t.state() == PublicState::Syncing);
+            if t.state() == PublicState::Serving {
+                leader = said;
+            }
+            target_report(t, said, lead)
+        };
+        let targets: Vec<_> = known.map(|t| one(t)).collect();
         let serving = targets.iter().filter(|t| t.state == "serving").count();
         ChainReport {
             id: chain.id,
@@ -106,6 +115,7 @@ fn fill(report: &mut StatusReport, reply: &pb::ReportReply) {
         }
     };
     report.chains = map.chains.iter().map(chain).collect();
+    report.resync = resync(&report.chains);
 }
 
 fn node_report(node: &pb::NodeMsg, live: Option<&&pb::NodeReport>) -> NodeReport {
@@ -136,10 +146,46 @@ fn node_report(node: &pb::NodeMsg, live: Option<&&pb::NodeReport>) -> NodeReport
         data_addr: node.data_addr.clone(),
         admin_addr: node.admin_addr.clone(),
         disks: node.disks.iter().map(disk).collect(),
+        resync_sent_bytes: live
+            .into_iter()
+            .flat_map(|live| &live.targets)
+            .map(|t| t.resync_sent_bytes)
+            .sum(),
     }
 }
 
-fn target_report(target: &pb::TargetMsg, said: Option<&&pb::TargetReport>) -> TargetReport {
+/// Every syncing replica taken together.
+fn resync(chains: &[ChainReport]) -> ResyncReport {
+    let targets = chains.iter().flat_map(|chain| &chain.targets);
+    let mut all = ResyncReport::default();
+    for target in targets.filter(|target| target.state == "syncing") {
+        all.add(&ResyncReport::of(target));
+    }
+    let left = all.bytes_total.saturating_sub(all.bytes);
+    all.eta_seconds = eta(all.chunks_total, left, all.bytes_per_second);
+    all
+}
+
+/// Seconds until `left` bytes have moved; `None`: nothing is known yet, or nothing moves.
+fn eta(chunks_total: u64, left: u64, bytes_per_second: u64) -> Option<u64> {
+    match (chunks_total, left, bytes_per_second) {
+        (0, _, _) => None,
+        (_, 0, _) => Some(0),
+        (_, _, 0) => None,
+        (_, left, rate) => Some(left.div_ceil(rate)),
+    }
+}
+
+/// `lead`: what the predecessor of a syncing target says of the resync.
+fn target_report(
+    target: &pb::TargetMsg,
+    said: Option<&pb::TargetReport>,
+    lead: Option<&pb::TargetReport>,
+) -> TargetReport {
+    let time_left = |lead: &pb::TargetReport| {
+        let left = lead.sync_bytes_total.saturating_sub(lead.sync_bytes);
+        eta(lead.sync_total, left, lead.sync_bytes_per_second)
+    };
     TargetReport {
         id: target.id,
         node: target.node,
@@ -156,8 +202,12 @@ fn target_report(target: &pb::TargetMsg, said: Option<&&pb::TargetReport>) -> Ta
             Some(LocalState::Online) => "online",
             _ => "offline",
         },
-        sync_done: said.map_or(0, |said| said.sync_done),
-        sync_total: said.map_or(0, |said| said.sync_total),
+        sync_done: lead.map_or(0, |lead| lead.sync_done),
+        sync_total: lead.map_or(0, |lead| lead.sync_total),
+        sync_bytes: lead.map_or(0, |lead| lead.sync_bytes),
+        sync_bytes_total: lead.map_or(0, |lead| lead.sync_bytes_total),
+        sync_bytes_per_second: lead.map_or(0, |lead| lead.sync_bytes_per_second),
+        sync_eta_seconds: lead.and_then(time_left),
     }
 }
 
@@ -304,13 +354,16 @@ fn chains(report: &StatusReport, local: Option<&LocalFacts>, problems: &mut Vec<
         let syncing: Vec<_> = syncing.filter(|target| target.state == "syncing").collect();
         let mut what = format!("fewer than {asked} replicas serve {}", ids(&short));
         if !syncing.is_empty() {
-            let done: u64 = syncing.iter().map(|target| target.sync_done).sum();
-            let total: u64 = syncing.iter().map(|target| target.sync_total).sum();
             let shown = show::count(syncing.len(), "replica");
+            let ResyncReport {
+                chunks,
+                chunks_total,
+                ..
+            } = report.resync;
             // Writing into a String cannot fail.
             let _ = write!(
                 what,
-                "; {shown} being brought up to date: {done} of {total} chunks"
+                "; {shown} being brought up to date: {chunks} of {chunks_total} chunks"
             );
         }
         problems.push(Problem {
