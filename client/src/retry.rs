@@ -87,7 +87,8 @@ impl Patience {
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = wake => {}
+            // What failed is over: the next pause, if there is one, is for another reason.
+            () = wake => self.pause = FIRST_PAUSE,
             () = self.stop.cancelled() => {}
         }
         Ok(())
@@ -141,6 +142,16 @@ mod tests {
         assert!((3..10).contains(&count), "{count} attempts");
         assert_eq!(error.code, ErrorCode::DeadlineExceeded);
         assert!(error.message.contains("queue full"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_event_ends_the_pause_and_the_next_one_is_short_again() {
+        let mut patience = Patience::new(None, &CancellationToken::new());
+        patience.pause = LONGEST_PAUSE;
+        let error = Error::new(ErrorCode::Unreachable, "killed");
+        let event = std::future::ready(());
+        let waited = patience.wait(error, || "test".to_owned(), event).await;
+        assert!(waited.is_ok() && patience.pause == FIRST_PAUSE);
     }
 
     #[tokio::test]
