@@ -14,8 +14,6 @@ use crate::sizes::parse_bytes;
 /// The shape of `--json`, for `--help`.
 pub(crate) const HELP: &str = "\
 Keys (changes are in force everywhere within moments and survive restarts):
-  resync_bytes_per_second  what a storage server sends to returning and moving replicas, such as 200M; 0: no limit
-  resync_share_percent     share of a busy storage server that this may take while clients use it, 1 to 100
   migrations               replicas that move at the same time in the whole cluster
   migrations_paused        true: no further replica begins to move
   scrub_bytes_per_second   what the scrub of a disk reads, such as 32M; 0: no limit
@@ -26,17 +24,13 @@ JSON: an object with these keys (fields are only ever added)";
 /// The settings as `--json` prints them.
 #[derive(Serialize)]
 struct View {
-    resync_bytes_per_second: u64,
-    resync_share_percent: u32,
     migrations: u32,
     migrations_paused: bool,
     scrub_bytes_per_second: u64,
     scrub_interval_seconds: u64,
 }
 
-const KEYS: [&str; 6] = [
-    "resync_bytes_per_second",
-    "resync_share_percent",
+const KEYS: [&str; 4] = [
     "migrations",
     "migrations_paused",
     "scrub_bytes_per_second",
@@ -50,16 +44,13 @@ pub(crate) async fn settings(cluster: Option<String>, args: SettingsArgs) -> Res
     let settings = configure(&seat.address, changes).await?;
     let text = if args.json {
         let Settings {
-            resync_bytes_per_second,
-            resync_share_percent,
             migrations,
             migrations_paused,
             scrub_bytes_per_second,
             scrub_interval_seconds,
+            ..
         } = settings;
         let view = View {
-            resync_bytes_per_second,
-            resync_share_percent,
             migrations,
             migrations_paused,
             scrub_bytes_per_second,
@@ -90,7 +81,7 @@ fn parse(changes: &[String]) -> Result<pb::SettingsMsg> {
     for change in changes {
         let Some((key, value)) = change.split_once('=') else {
             return Err(Failure::new(format!(
-                "{change} is no change: write KEY=VALUE, such as {}=200M",
+                "{change} is no change: write KEY=VALUE, such as {}=8",
                 KEYS[0]
             )));
         };
@@ -101,8 +92,6 @@ fn parse(changes: &[String]) -> Result<pb::SettingsMsg> {
             _ => parse_bytes(value).map_err(|expected| wrong(&expected)),
         };
         match key {
-            "resync_bytes_per_second" => message.resync_bytes_per_second = Some(rate()?),
-            "resync_share_percent" => message.resync_share_percent = Some(number()?),
             "migrations" => message.migrations = Some(number()?),
             "migrations_paused" => {
                 let paused = value.parse().map_err(|_| wrong("write true or false"))?;
@@ -134,13 +123,11 @@ fn render(settings: &Settings) -> String {
         _ => format!("{}/s", show::bytes(bytes)),
     };
     let values = [
-        (KEYS[0], rate(settings.resync_bytes_per_second)),
-        (KEYS[1], format!("{}%", settings.resync_share_percent)),
-        (KEYS[2], settings.migrations.to_string()),
-        (KEYS[3], settings.migrations_paused.to_string()),
-        (KEYS[4], rate(settings.scrub_bytes_per_second)),
+        (KEYS[0], settings.migrations.to_string()),
+        (KEYS[1], settings.migrations_paused.to_string()),
+        (KEYS[2], rate(settings.scrub_bytes_per_second)),
         (
-            KEYS[5],
+            KEYS[3],
             match settings.scrub_interval_seconds {
                 0 => "never".to_owned(),
                 seconds => show::duration_ms(seconds.saturating_mul(1000)),
@@ -162,15 +149,13 @@ mod tests {
     #[test]
     fn changes_name_a_key_and_a_value_with_a_unit() {
         let message = changes(&[
-            "resync_bytes_per_second=200M",
+            "scrub_bytes_per_second=200M",
             "migrations_paused=true",
-            "scrub_bytes_per_second=0",
             "scrub_interval_seconds=60",
         ])
         .expect("valid");
-        assert_eq!(message.resync_bytes_per_second, Some(200 << 20));
+        assert_eq!(message.scrub_bytes_per_second, Some(200 << 20));
         assert_eq!(message.migrations_paused, Some(true));
-        assert_eq!(message.scrub_bytes_per_second, Some(0));
         assert_eq!(message.scrub_interval_seconds, Some(60));
         assert_eq!(message.migrations, None);
     }
@@ -182,7 +167,7 @@ mod tests {
             ("migration=3", "did you mean migrations?"),
             ("migrations=many", "whole number"),
             ("migrations_paused=1", "true or false"),
-            ("resync_bytes_per_second=fast", "256M"),
+            ("scrub_bytes_per_second=fast", "256M"),
         ] {
             let error = changes(&[bad]).expect_err(bad).to_string();
             assert!(error.contains(hint), "{bad}: {error}");
@@ -191,7 +176,10 @@ mod tests {
 
     #[test]
     fn every_setting_has_a_line() {
-        let text = render(&Settings::default());
+        let text = render(&Settings {
+            scrub_bytes_per_second: 0,
+            ..Settings::default()
+        });
         assert!(KEYS.iter().all(|key| text.contains(key)), "{text}");
         assert!(
             text.contains("no limit") && text.contains("7 d 0 h"),
