@@ -28,6 +28,17 @@ fn emberfs(verb: &[&str], path: &Path) -> Result<Outcome> {
     run(Command::new(emberfs_binary()?).args(verb).arg(path))
 }
 
+/// All that strangers may have done is to be named in the status.
+fn only_refusals(cluster: &TestCluster) -> Result<()> {
+    let status = cluster.status_json()?;
+    let problems = status["problems"].as_array().context("no problems")?;
+    ensure!(
+        problems.iter().all(|p| p["code"] == "node-refused"),
+        "the strangers did harm: {status}"
+    );
+    Ok(())
+}
+
 /// A copy of a server's configuration with some keys set otherwise.
 fn edited(cluster: &TestCluster, name: &str, keys: &[(&str, &str)]) -> Result<PathBuf> {
     let conf = fs::read_to_string(cluster.dir().join(format!("conf/{name}.toml")))?;
@@ -283,7 +294,7 @@ fn a_second_server_with_the_id_of_one_that_runs_is_refused() -> Result<()> {
         !disk.join("disk.toml").exists(),
         "the stranger's disk was taken in"
     );
-    cluster.wait_status(0, Duration::from_secs(10))
+    only_refusals(&cluster)
 }
 
 /// The disk is a ramfs, which refuses O_DIRECT.
@@ -407,13 +418,7 @@ async fn peers_of_another_cluster_or_another_version_are_turned_away() -> Result
     let error = Client::connect(config).await.err().context("connected")?;
     ensure!(error.code == ErrorCode::WrongCluster, "{error}");
     ensure!(error.message.contains(&known), "{error}");
-    let status = cluster.status_json()?;
-    let problems = status["problems"].as_array().context("no problems")?;
-    ensure!(
-        problems.iter().all(|p| p["code"] == "node-refused"),
-        "the strangers did harm: {status}"
-    );
-    Ok(())
+    only_refusals(&cluster)
 }
 
 #[test]
