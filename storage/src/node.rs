@@ -145,8 +145,8 @@ impl Node {
         let newest = self.map().version;
         if map.version < newest {
             tracing::error!(version = %map.version, %newest,
-                "the cluster manager hands out an older map than this node has adopted, so its metadata store is an old copy: \
-                 the map is ignored");
+                "the metadata store is older than the cluster: its map is older than one that this node has adopted and is ignored; \
+                 give the metadata server the newest copy of its `data_dir`");
         }
         if map.version <= newest {
             return;

@@ -256,12 +256,11 @@ fn a_metadata_store_older_than_its_cluster_is_obeyed_by_nobody() -> Result<()> {
     cluster
         .emberfs("start", &["storage-1"])?
         .expect_refusal(&["older than the cluster", "`data_dir`"])?;
-    let log = cluster.log("storage-2");
-    ensure!(
-        log.lines()
-            .any(|l| l.contains("ERROR") && l.contains("older than the cluster")),
-        "storage-2 does not say so: {log}"
-    );
+    wait(Duration::from_secs(5), || {
+        let says = |l: &str| l.contains("ERROR") && l.contains("older than the cluster");
+        Ok(cluster.log("storage-2").lines().any(says))
+    })
+    .with_context(|| format!("storage-2 does not say so: {}", cluster.log("storage-2")))?;
     cluster.stop_process("meta-1")?;
     fs::remove_dir_all(&store)?;
     fs::rename(&newest, &store)?;
