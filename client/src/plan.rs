@@ -72,7 +72,7 @@ pub fn readers<'a>(
 }
 
 /// The pauses between the attempts of one call.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
     pause: Duration,
 }

@@ -73,7 +73,8 @@ impl Patience {
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = wake => {}
+            // What failed is over: the next pause, if there is one, is for another reason.
+            () = wake => self.pace = Pace::default(),
             () = self.stop.cancelled() => {}
         }
         Ok(())
@@ -112,6 +113,18 @@ mod tests {
         assert!((3..10).contains(&count), "{count} attempts");
         assert_eq!(error.code, ErrorCode::DeadlineExceeded);
         assert!(error.message.contains("queue full"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_event_ends_the_pause_and_the_next_one_is_short_again() {
+        let mut patience = Patience::new(None, &CancellationToken::new());
+        let error = Error::new(ErrorCode::Unreachable, "killed");
+        for _ in 0..10 {
+            patience.pace.next(&error, 1.0);
+        }
+        let event = std::future::ready(());
+        let waited = patience.wait(error, || "test".to_owned(), event).await;
+        assert!(waited.is_ok() && patience.pace == Pace::default());
     }
 
     #[tokio::test]

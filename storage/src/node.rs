@@ -7,6 +7,7 @@ mod host;
 pub(crate) mod lease;
 mod manager;
 mod moved;
+mod pace;
 mod repair;
 pub(crate) mod resync;
 mod scrub;
@@ -17,11 +18,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use emberfs_proto::cluster::{ClusterMap, LocalState};
-use emberfs_proto::ids::{ChainId, ClientId, ClusterId, DiskId, IncarnationId, NodeId, TargetId};
+use emberfs_proto::ids::{
+    ChainId, ChainVersion, ClientId, ClusterId, DiskId, IncarnationId, MapVersion, NodeId, TargetId,
+};
 use emberfs_proto::wire::client::{Identity, PeerPool};
 use emberfs_proto::{Error, ErrorCode, Result, pb};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::chain::{Event, View};
 use crate::config::StorageConfig;
@@ -32,10 +35,14 @@ pub use data::Data;
 pub(crate) use host::TargetHost;
 pub use lease::Lease;
 pub use manager::{Membership, Registration};
+use pace::Pacer;
 pub(crate) use scrub::run as scrub;
 
 /// Connections to each other storage node.
 const CONNECTIONS_PER_PEER: usize = 4;
+
+/// Longest wait for a cluster map that a caller has and this node does not have yet.
+const MAP_WAIT: Duration = Duration::from_millis(500);
 
 /// A disk of this node, open.
 pub struct OpenDisk {
@@ -95,7 +102,10 @@ pub struct Node {
     disks: Vec<OpenDisk>,
     map: RwLock<Arc<ClusterMap>>,
     targets: RwLock<HashMap<TargetId, Arc<TargetHost>>>,
+    /// Version of the map that every target has adopted.
+    adopted: watch::Sender<MapVersion>,
     peers: PeerPool,
+    pacer: Pacer,
     /// Wakes the heartbeat: something changed that the manager should know now.
     report: Notify,
     read_budget: Arc<Semaphore>,
@@ -123,11 +133,13 @@ impl Node {
             incarnation,
             lease: Lease::new(),
             counters: Counters::default(),
+            pacer: Pacer::new(config.resync_parallel),
             read_budget: Arc::new(Semaphore::new(config.read_bytes / data::BUDGET_UNIT)),
             config,
             disks,
             map: RwLock::default(),
             targets: RwLock::default(),
+            adopted: watch::Sender::new(MapVersion::default()),
             peers: PeerPool::new(identity, CONNECTIONS_PER_PEER),
             report: Notify::new(),
             repairs: repair::Repairs::default(),
@@ -176,6 +188,7 @@ impl Node {
             let host = TargetHost::new(self, target.id, disk.engine.clone());
             self.targets.write().insert(target.id, host);
         }
+        self.pacer.configure(&map.settings);
         let map = Arc::new(map);
         *self.map.write() = map.clone();
         for host in self.hosts() {
@@ -194,7 +207,45 @@ impl Node {
         self.lease.adopted(map.version);
         // Its settings may differ.
         self.repairs.wake();
+        self.adopted.send_replace(map.version);
         tracing::debug!(version = %map.version, "adopted cluster map");
+    }
+
+    /// The caller names version `version` of a chain: waits for the map in which it is, for a while. Maps are
+    /// pushed to all at once, so it can only be moments away; a refusal would cost the caller a back-off.
+    async fn reached(&self, chain: ChainId, version: ChainVersion) {
+        self.chain_at(chain, |here| here >= version, MAP_WAIT).await;
+    }
+
+    /// Ends when the chain has moved on from `version`.
+    async fn moved_on(&self, chain: ChainId, version: ChainVersion) {
+        self.chain_at(chain, |here| here > version, Duration::MAX)
+            .await;
+    }
+
+    /// Waits, no longer than `limit`, until the version of a chain is as wanted. That of one that no map has
+    /// shown yet is 0.
+    async fn chain_at(
+        &self,
+        chain: ChainId,
+        wanted: impl Fn(ChainVersion) -> bool,
+        limit: Duration,
+    ) {
+        let there = || {
+            let map = self.map();
+            let here = map
+                .chains
+                .get(&chain)
+                .map_or(ChainVersion(0), |c| c.version);
+            // Not that of the map that is being adopted: its targets may not have heard of it.
+            map.version <= *self.adopted.borrow() && wanted(here)
+        };
+        if there() {
+            return;
+        }
+        let mut adopted = self.adopted.subscribe();
+        // The sender lives as long as this node. If the time is over the caller hears what is wrong.
+        let _ = tokio::time::timeout(limit, adopted.wait_for(|_| there())).await;
     }
 
     /// Time from the beginning of one scrub pass to that of the next; zero: there are none.
@@ -253,6 +304,7 @@ impl Node {
     /// What the next heartbeat says.
     fn heartbeat(&self, sequence: u64) -> pb::HeartbeatRequest {
         let hosts = self.hosts();
+        let now = tokio::time::Instant::now();
         let targets = hosts.iter().map(|host| {
             if host.engine().health().state != DiskState::Healthy {
                 // Before the manager hears of it.
@@ -264,13 +316,17 @@ impl Node {
             } else {
                 state
             };
-            let (sync_done, sync_total) = host.resync_progress();
+            let resync = host.progress.snapshot(now);
             pb::TargetReport {
                 target: host.id().0,
                 state: state as i32,
                 chain_version: version.0,
-                sync_done,
-                sync_total,
+                sync_done: resync.chunks,
+                sync_total: resync.chunks_total,
+                sync_bytes: resync.bytes,
+                sync_bytes_total: resync.bytes_total,
+                sync_bytes_per_second: resync.bytes_per_second,
+                resync_sent_bytes: resync.sent,
             }
         });
         let disks = self.disks.iter().map(|disk| {
@@ -299,6 +355,11 @@ impl Node {
     /// Requests refused by chain version, role, state or lease since the start.
     fn refused(&self) -> u64 {
         self.hosts().iter().map(|host| host.refused()).sum()
+    }
+
+    /// Bytes sent to bring other replicas up to date, since the start.
+    fn resync_bytes(&self) -> u64 {
+        self.hosts().iter().map(|host| host.progress.sent()).sum()
     }
 
     /// Closes every engine; nothing is served afterwards.

@@ -5,6 +5,7 @@
 //! reads start with dropped caches. CPU time is that of this process and, for a cluster on this host,
 //! of all its processes.
 
+mod pause;
 mod report;
 mod small;
 mod stream;
@@ -22,7 +23,7 @@ use crate::rpc::Seat;
 use report::BenchReport;
 use subject::{DirSubject, NativeSubject, Subject};
 
-/// `emberfs bench write|read|meta`.
+/// `emberfs bench write|read|meta|pause`.
 pub(crate) async fn bench(cluster: Option<String>, args: BenchArgs) -> Result<Exit> {
     let seat = match &args.path {
         Some(_) => None,
@@ -33,24 +34,27 @@ pub(crate) async fn bench(cluster: Option<String>, args: BenchArgs) -> Result<Ex
         Some(seat) => seat.local.clone(),
         None => Seat::find(None, &args.dir).ok().and_then(|seat| seat.local),
     };
-    let pids = match local {
-        Some((dir, plan)) => pids(&LocalCluster { dir, plan }).await?,
+    let local = local.map(|(dir, plan)| LocalCluster { dir, plan });
+    let pids = match &local {
+        Some(cluster) => pids(cluster).await?,
         None => Vec::new(),
     };
     let progress = Progress::start("Measuring");
-    let (path, workload) = (args.path.clone(), args.workload);
+    let (path, workload) = (args.path.clone(), args.workload.clone());
     let work = move || -> Result<BenchReport> {
         let subject: Box<dyn Subject> = match (path, seat) {
-            (Some(path), _) => Box::new(DirSubject::new(
-                &path,
-                rustix::process::geteuid().is_root(),
-            )?),
+            (Some(path), _) => {
+                // Between two reads only the file itself is forgotten, not all that the machine knows.
+                let root = rustix::process::geteuid().is_root();
+                let whole_machine = root && !matches!(workload, Workload::Pause(_));
+                Box::new(DirSubject::new(&path, whole_machine)?)
+            }
             (None, Some(seat)) => Box::new(NativeSubject::connect(&seat.address)?),
             (None, None) => {
                 return Err(Failure::new("nothing to measure: give --cluster or --path"));
             }
         };
-        let report = measure(subject.as_ref(), workload, &pids);
+        let report = measure(subject.as_ref(), workload, local.as_ref(), &pids);
         subject.finish();
         report
     };
@@ -66,13 +70,19 @@ pub(crate) async fn bench(cluster: Option<String>, args: BenchArgs) -> Result<Ex
     Ok(Exit::Success)
 }
 
-fn measure(subject: &dyn Subject, workload: Workload, pids: &[i32]) -> Result<BenchReport> {
+fn measure(
+    subject: &dyn Subject,
+    workload: Workload,
+    local: Option<&LocalCluster>,
+    pids: &[i32],
+) -> Result<BenchReport> {
     let mut meter = Meter::new(pids.to_vec());
     let mut report = BenchReport::new(subject.describe());
     match workload {
         Workload::Write(args) => stream::write(subject, &args, &mut meter, &mut report)?,
         Workload::Read(args) => stream::read(subject, &args, &mut meter, &mut report)?,
         Workload::Meta(args) => small::run(subject, &args, &mut meter, &mut report)?,
+        Workload::Pause(args) => pause::run(subject, &args, local, &mut meter, &mut report)?,
     }
     Ok(report)
 }
@@ -142,7 +152,7 @@ fn ticks(pid: i32) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{SmallArgs, StreamArgs};
+    use crate::cli::{PauseArgs, SmallArgs, StreamArgs};
 
     #[test]
     fn cpu_time_of_this_process_grows_with_work() {
@@ -172,13 +182,24 @@ mod tests {
             size: 4096,
             jobs: 3,
         };
+        let pause = PauseArgs {
+            seconds: 1,
+            block: 64 << 10,
+            size: 1 << 20,
+            kill: Vec::new(),
+            freeze: Vec::new(),
+            restart: Vec::new(),
+            rolling: false,
+            down: 0,
+        };
         for (workload, phases) in [
             (Workload::Write(stream), &["write"][..]),
             (Workload::Read(stream), &["read"]),
             (Workload::Meta(small), &["create", "stat", "read", "unlink"]),
+            (Workload::Pause(pause), &["read", "write"]),
         ] {
             let subject = DirSubject::new(temp.path(), false).expect("a directory");
-            let report = measure(&subject, workload, &[]).expect("measured");
+            let report = measure(&subject, workload, None, &[]).expect("measured");
             subject.finish();
             let json = serde_json::to_value(&report).expect("JSON");
             let names: Vec<_> = json["phases"]

@@ -419,7 +419,7 @@ pub(crate) struct BenchArgs {
     pub(crate) workload: Workload,
 }
 
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub(crate) enum Workload {
     /// Sequential writes and fsync
     Write(StreamArgs),
@@ -427,6 +427,8 @@ pub(crate) enum Workload {
     Read(StreamArgs),
     /// Create, stat, open-read-close and unlink of small files
     Meta(SmallArgs),
+    /// Longest pauses of reads and of writes with fsync, also while servers of this host die and return
+    Pause(PauseArgs),
 }
 
 #[derive(Args, Clone, Copy, Debug)]
@@ -453,6 +455,34 @@ pub(crate) struct SmallArgs {
     /// Workers at the same time
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(crate) jobs: u32,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct PauseArgs {
+    /// Watch at least so long
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) seconds: u64,
+    /// Bytes per read or write
+    #[arg(long, default_value = "1M", value_parser = parse_bytes)]
+    pub(crate) block: u64,
+    /// Size of the file that is read and of the one that is written
+    #[arg(long, default_value = "128M", value_parser = parse_bytes)]
+    pub(crate) size: u64,
+    /// Kill -9 this storage server, then start it again; or the head, middle or tail of the first chain
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub(crate) kill: Vec<String>,
+    /// Suspend this storage server for longer than its lease, then let it go on
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub(crate) freeze: Vec<String>,
+    /// Stop this storage server cleanly, then start it again
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub(crate) restart: Vec<String>,
+    /// Restart all storage servers cleanly, one after the other
+    #[arg(long)]
+    pub(crate) rolling: bool,
+    /// How long a server stays away, seconds
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(0..=600))]
+    pub(crate) down: u64,
 }
 
 #[derive(Debug, Subcommand)]

@@ -14,6 +14,8 @@ use crate::sizes::parse_bytes;
 /// The shape of `--json`, for `--help`.
 pub(crate) const HELP: &str = "\
 Keys (changes are in force everywhere within moments and survive restarts):
+  resync_bytes_per_second  what a node sends to returning and moving replicas, such as 200M; 0: no limit
+  resync_share_percent     how much of the time a node sends to them while clients use it, 1 to 100
   migrations               replicas that move at the same time in the whole cluster
   migrations_paused        true: no further replica begins to move
   scrub_bytes_per_second   what the scrub of a disk reads, such as 32M; 0: no limit
@@ -24,13 +26,30 @@ JSON: an object with these keys (fields are only ever added)";
 /// The settings as `--json` prints them.
 #[derive(Serialize)]
 struct View {
+    resync_bytes_per_second: u64,
+    resync_share_percent: u32,
     migrations: u32,
     migrations_paused: bool,
     scrub_bytes_per_second: u64,
     scrub_interval_seconds: u64,
 }
 
-const KEYS: [&str; 4] = [
+impl From<Settings> for View {
+    fn from(settings: Settings) -> Self {
+        Self {
+            resync_bytes_per_second: settings.resync_bytes_per_second,
+            resync_share_percent: settings.resync_share_percent,
+            migrations: settings.migrations,
+            migrations_paused: settings.migrations_paused,
+            scrub_bytes_per_second: settings.scrub_bytes_per_second,
+            scrub_interval_seconds: settings.scrub_interval_seconds,
+        }
+    }
+}
+
+const KEYS: [&str; 6] = [
+    "resync_bytes_per_second",
+    "resync_share_percent",
     "migrations",
     "migrations_paused",
     "scrub_bytes_per_second",
@@ -43,19 +62,7 @@ pub(crate) async fn settings(cluster: Option<String>, args: SettingsArgs) -> Res
     let seat = Seat::find(cluster, &args.dir)?;
     let settings = configure(&seat.address, changes).await?;
     let text = if args.json {
-        let Settings {
-            migrations,
-            migrations_paused,
-            scrub_bytes_per_second,
-            scrub_interval_seconds,
-            ..
-        } = settings;
-        let view = View {
-            migrations,
-            migrations_paused,
-            scrub_bytes_per_second,
-            scrub_interval_seconds,
-        };
+        let view = View::from(settings);
         serde_json::to_string_pretty(&view).context("cannot write JSON")?
     } else {
         render(&settings)
@@ -81,8 +88,7 @@ fn parse(changes: &[String]) -> Result<pb::SettingsMsg> {
     for change in changes {
         let Some((key, value)) = change.split_once('=') else {
             return Err(Failure::new(format!(
-                "{change} is no change: write KEY=VALUE, such as {}=8",
-                KEYS[0]
+                "{change} is no change: write KEY=VALUE, such as migrations=8"
             )));
         };
         let wrong = |expected: &str| Failure::new(format!("{key} = {value}: {expected}"));
@@ -92,6 +98,8 @@ fn parse(changes: &[String]) -> Result<pb::SettingsMsg> {
             _ => parse_bytes(value).map_err(|expected| wrong(&expected)),
         };
         match key {
+            "resync_bytes_per_second" => message.resync_bytes_per_second = Some(rate()?),
+            "resync_share_percent" => message.resync_share_percent = Some(number()?),
             "migrations" => message.migrations = Some(number()?),
             "migrations_paused" => {
                 let paused = value.parse().map_err(|_| wrong("write true or false"))?;
@@ -123,11 +131,13 @@ fn render(settings: &Settings) -> String {
         _ => format!("{}/s", show::bytes(bytes)),
     };
     let values = [
-        (KEYS[0], settings.migrations.to_string()),
-        (KEYS[1], settings.migrations_paused.to_string()),
-        (KEYS[2], rate(settings.scrub_bytes_per_second)),
+        (KEYS[0], rate(settings.resync_bytes_per_second)),
+        (KEYS[1], format!("{} %", settings.resync_share_percent)),
+        (KEYS[2], settings.migrations.to_string()),
+        (KEYS[3], settings.migrations_paused.to_string()),
+        (KEYS[4], rate(settings.scrub_bytes_per_second)),
         (
-            KEYS[3],
+            KEYS[5],
             match settings.scrub_interval_seconds {
                 0 => "never".to_owned(),
                 seconds => show::duration_ms(seconds.saturating_mul(1000)),
@@ -150,11 +160,15 @@ mod tests {
     fn changes_name_a_key_and_a_value_with_a_unit() {
         let message = changes(&[
             "scrub_bytes_per_second=200M",
+            "resync_bytes_per_second=0",
+            "resync_share_percent=50",
             "migrations_paused=true",
             "scrub_interval_seconds=60",
         ])
         .expect("valid");
         assert_eq!(message.scrub_bytes_per_second, Some(200 << 20));
+        assert_eq!(message.resync_bytes_per_second, Some(0));
+        assert_eq!(message.resync_share_percent, Some(50));
         assert_eq!(message.migrations_paused, Some(true));
         assert_eq!(message.scrub_interval_seconds, Some(60));
         assert_eq!(message.migrations, None);

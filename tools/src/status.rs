@@ -27,11 +27,14 @@ JSON (fields are only ever added):
   space        {capacity, used, free} in bytes, all replicas counted
   meta         {engine, inodes, clients, sessions, write_sessions, garbage, uptime_ms}
   nodes        [{id, name, alive, registered, heartbeat_age_ms, data_addr, admin_addr, disks: [{id, path,
-               capacity, used, free, error, repaired, unrepairable, last_damage_ms, role}]}]; role is active, new,
-               draining or retired
-  chains       [{id, version, serving, targets: [{id, node, disk, state, local_state, sync_done, sync_total}]}]
+               capacity, used, free, error, repaired, unrepairable, last_damage_ms, role}], resync_sent_bytes}];
+               role is active, new, draining or retired
+  chains       [{id, version, serving, targets: [{id, node, disk, state, local_state, sync_done, sync_total,
+               sync_bytes, sync_bytes_total, sync_bytes_per_second, sync_eta_seconds}]}]
   moves        [{chain, replaces, from_node, from_disk, target, to_node, to_disk, state, sync_done, sync_total}]:
                replicas on their way to another disk
+  resync       {targets, chunks, chunks_total, bytes, bytes_total, bytes_per_second, eta_seconds}: every replica
+               that is being brought up to date, taken together
   clients      [{id, host, sessions, idle_ms}]
   processes    [{name, pid}] of the cluster on this host; pid is null when it is down";
 

@@ -9,9 +9,9 @@ use crate::pb;
 /// Cluster-wide settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// What a storage node sends to returning and moving replicas, bytes per second; 0: no limit. Not obeyed yet.
+    /// What a storage node sends to returning and moving replicas, bytes per second; 0: no limit.
     pub resync_bytes_per_second: u64,
-    /// How much of a busy node resync may take while clients use it, percent, 1 to 100. Not obeyed yet.
+    /// How much of the time a node sends to such replicas while clients use it, percent, 1 to 100.
     pub resync_share_percent: u32,
     /// Replicas that move at the same time, in the whole cluster, at least 1.
     pub migrations: u32,

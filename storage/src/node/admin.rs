@@ -70,6 +70,7 @@ impl StorageAdmin for Admin {
             read_bytes: counters.read_bytes.load(Ordering::Relaxed),
             written_bytes: counters.written_bytes.load(Ordering::Relaxed),
             refused: node.refused(),
+            resync_bytes: node.resync_bytes(),
         }))
     }
 

@@ -66,28 +66,32 @@ impl Service for Data {
 }
 
 impl Data {
-    fn chain(
+    /// The target that is asked, which has adopted the caller's chain version if it can.
+    async fn chain(
         &self,
         chain: Option<&pb::ChainRef>,
         wanted: Wanted,
     ) -> Result<(Arc<TargetHost>, ChainVersion)> {
         let chain = required(chain, "chain")?;
-        let host = self.node.host_of_chain(ChainId(chain.chain), wanted)?;
-        Ok((host, ChainVersion(chain.version)))
+        let (id, version) = (ChainId(chain.chain), ChainVersion(chain.version));
+        self.node.reached(id, version).await;
+        Ok((self.node.host_of_chain(id, wanted)?, version))
     }
 
     /// As [`Self::chain`], of requests that name their target.
-    fn target(
+    async fn target(
         &self,
         chain: Option<&pb::ChainRef>,
         target: u64,
     ) -> Result<(Arc<TargetHost>, ChainVersion)> {
         let chain = required(chain, "chain")?;
-        let host = self.node.host(TargetId(target))?;
-        Ok((host, ChainVersion(chain.version)))
+        let (id, version) = (ChainId(chain.chain), ChainVersion(chain.version));
+        self.node.reached(id, version).await;
+        Ok((self.node.host(TargetId(target))?, version))
     }
 
     async fn read(&self, request: pb::ReadRequest, deadline: Instant) -> Result<Outgoing> {
+        let _active = self.node.pacer.foreground();
         let total: u64 = request.items.iter().map(|item| u64::from(item.len)).sum();
         if request.items.len() > MAX_READ_ITEMS || total > u64::from(MAX_PAYLOAD) {
             let what = format!(
@@ -144,7 +148,7 @@ impl Data {
 
     /// A client was sent bytes that do not match their checksum.
     async fn repair_suspect(&self, item: &pb::ReadItem) -> Result<()> {
-        let (host, ..) = self.chain(item.chain.as_ref(), Wanted::Any)?;
+        let (host, ..) = self.chain(item.chain.as_ref(), Wanted::Any).await?;
         let key = ChunkKey::new(item.inode, item.index);
         let committed = ReadVersion::Committed;
         self.node
@@ -181,7 +185,7 @@ impl Data {
     }
 
     async fn read_item(&self, item: pb::ReadItem) -> Result<ReadData> {
-        let (host, version) = self.chain(item.chain.as_ref(), Wanted::Any)?;
+        let (host, version) = self.chain(item.chain.as_ref(), Wanted::Any).await?;
         let key = ChunkKey::new(item.inode, item.index);
         if item
             .offset
@@ -250,12 +254,21 @@ impl Data {
         };
         let deadline = Instant::now() + std::time::Duration::from_secs(2);
         let call = Call::new(Opcode::QueryVersion, &body, deadline);
-        let reply: pb::VersionReply = self.node.peers.peer(addr).call(call).await?.decode()?;
+        let peer = self.node.peers.peer(addr);
+        let reply = tokio::select! {
+            reply = peer.call(call) => reply?,
+            // A silent tail is known as dead now: the reader must not wait for it any longer.
+            () = self.node.moved_on(chain, version) => {
+                let what = format!("the chain moved on while tail {tail} was asked");
+                return Err(Error::new(ErrorCode::StaleChainVersion, what));
+            }
+        };
+        let reply: pb::VersionReply = reply.decode()?;
         Ok(ChunkVersion(reply.committed))
     }
 
     async fn query_version(&self, request: pb::VersionQuery) -> Result<Outgoing> {
-        let (host, version) = self.chain(request.chain.as_ref(), Wanted::Tail)?;
+        let (host, version) = self.chain(request.chain.as_ref(), Wanted::Tail).await?;
         let key = ChunkKey::new(request.inode, request.index);
         let plan = host.tail_plan(key, version)?;
         let meta = host.engine().meta(host.id(), key).await?;
@@ -265,7 +278,7 @@ impl Data {
     }
 
     async fn write(&self, message: pb::WriteRequest, request: &Incoming) -> Result<Outgoing> {
-        let (host, chain_version) = self.chain(message.chain.as_ref(), Wanted::Any)?;
+        let (host, chain_version) = self.chain(message.chain.as_ref(), Wanted::Any).await?;
         let update = update(&message, request.payload.clone(), false)?;
         if update.tag.is_none() {
             return Err(Error::new(
@@ -273,6 +286,7 @@ impl Data {
                 "a client's write needs a tag",
             ));
         }
+        let _active = self.node.pacer.foreground();
         let bytes = request.payload.len() as u64;
         let event = |request| Event::Write {
             request,
@@ -297,8 +311,9 @@ impl Data {
 
     async fn forward(&self, message: pb::ForwardRequest, request: &Incoming) -> Result<Outgoing> {
         let write = required(message.write.as_ref(), "write")?;
+        let _active = (!message.resync).then(|| self.node.pacer.foreground());
         let wanted = Wanted::SuccessorOf(TargetId(message.from_target));
-        let (host, chain_version) = self.chain(write.chain.as_ref(), wanted)?;
+        let (host, chain_version) = self.chain(write.chain.as_ref(), wanted).await?;
         let forward = Forward {
             update: update(write, request.payload.clone(), message.replace)?,
             version: ChunkVersion(message.version),
@@ -322,7 +337,7 @@ impl Data {
     }
 
     async fn last_chunk(&self, request: pb::LastChunkRequest) -> Result<Outgoing> {
-        let (host, version) = self.chain(request.chain.as_ref(), Wanted::Any)?;
+        let (host, version) = self.chain(request.chain.as_ref(), Wanted::Any).await?;
         host.check_serving(version)?;
         let last = host
             .engine()
@@ -340,7 +355,7 @@ impl Data {
     }
 
     async fn trim(&self, request: pb::TrimRequest) -> Result<Outgoing> {
-        let (host, chain_version) = self.chain(request.chain.as_ref(), Wanted::Any)?;
+        let (host, chain_version) = self.chain(request.chain.as_ref(), Wanted::Any).await?;
         host.check_serving(chain_version)?;
         let tag = WriteTag::try_from(required(request.tag.as_ref(), "tag")?)?;
         let limit = request.limit.clamp(1, MAX_TRIM) as usize;
@@ -409,7 +424,7 @@ impl Data {
     }
 
     async fn sync_list(&self, request: pb::SyncListRequest) -> Result<Outgoing> {
-        let (host, version) = self.target(request.chain.as_ref(), request.target)?;
+        let (host, version) = self.target(request.chain.as_ref(), request.target).await?;
         let current = host.view().map_or(ChainVersion(0), |view| view.version);
         if current != version {
             let what = format!("target {} is at chain version {current}", host.id());
@@ -432,7 +447,7 @@ impl Data {
     }
 
     async fn sync_done(&self, request: pb::SyncDoneRequest) -> Result<Outgoing> {
-        let (host, chain_version) = self.target(request.chain.as_ref(), request.target)?;
+        let (host, chain_version) = self.target(request.chain.as_ref(), request.target).await?;
         host.request(|request| Event::SyncDone {
             request,
             chain_version,

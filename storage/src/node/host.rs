@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use super::repair::{Cause, is_damage};
+use super::resync::{LiveCopies, Progress};
 use super::{Node, data, resync};
 use crate::chain::{
     Action, Content, Event, Forward, OpId, Outcome, ReadPlan, Replica, RequestId, UpdateKind,
@@ -37,8 +38,10 @@ pub(crate) struct TargetHost {
     next_request: AtomicU64,
     /// It has stopped serving for good, because it is about to leave its chain.
     stopped: AtomicBool,
-    pub(super) sync_done: AtomicU64,
-    pub(super) sync_total: AtomicU64,
+    /// Of the resync that this target leads.
+    pub(super) progress: Progress,
+    /// What live writes spare that resync.
+    pub(super) live: LiveCopies,
 }
 
 struct Core {
@@ -63,8 +66,8 @@ impl TargetHost {
             }),
             next_request: AtomicU64::new(1),
             stopped: AtomicBool::new(false),
-            sync_done: AtomicU64::new(0),
-            sync_total: AtomicU64::new(0),
+            progress: Progress::default(),
+            live: LiveCopies::default(),
         })
     }
 
@@ -101,14 +104,6 @@ impl TargetHost {
 
     pub(super) fn refused(&self) -> u64 {
         self.core.lock().replica.refused()
-    }
-
-    /// Chunks compared or sent, and in all, of the running resync that this target leads.
-    pub(super) fn resync_progress(&self) -> (u64, u64) {
-        (
-            self.sync_done.load(Ordering::Relaxed),
-            self.sync_total.load(Ordering::Relaxed),
-        )
     }
 
     /// Hands an event to the machine and carries out what it wants.
@@ -259,6 +254,7 @@ impl TargetHost {
                 if let Some(old) = core.resync.take() {
                     old.abort();
                 }
+                self.live.begin(chain_version);
                 let host = self.clone();
                 let task = tokio::spawn(resync::run(host, chain_version, to, busy));
                 core.resync = Some(task.abort_handle());
@@ -406,8 +402,15 @@ impl TargetHost {
             ..Call::new(Opcode::Forward, &body, deadline)
         };
         let removes = matches!(forward.update.kind, UpdateKind::Remove);
+        if forward.resync {
+            let bytes = call.payload.iter().map(|piece| piece.len() as u64).sum();
+            self.progress.sending(bytes);
+        }
         let reply = node.peers.peer(addr).call(call).await;
         let reply: pb::ForwardReply = reply?.decode()?;
+        if let Some(key) = forward.brings_whole() {
+            self.live.acknowledged(chain_version, key);
+        }
         let version = if removes {
             forward.version
         } else {

@@ -2,25 +2,30 @@
 //!
 //! One pass runs under one chain version and ends with SYNC_DONE; a change of the chain ends the
 //! pass and the new version begins another. Writes that happen meanwhile reach the successor as
-//! whole chunks by the ordinary path, so the pass only has to bring what was there before.
+//! whole chunks by the ordinary path, so the pass only has to bring what was there before, and
+//! leaves out what such a write has brought already ([`live`]).
+//!
+//! A pass compares twice: first only to know how much there is to do, for `status`, then to do it.
+//! The unit is the chunk. The node's [pace](super::pace) decides when each may go.
 
-use std::cmp::Ordering;
+pub(crate) mod compare;
+mod live;
+mod progress;
+
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use emberfs_proto::convert::chunk_key;
 use emberfs_proto::ids::{ChainId, ChainVersion, ChunkKey, TargetId};
-use emberfs_proto::wire::{Call, Channel, Opcode};
+use emberfs_proto::wire::{Call, Channel, Opcode, Reply};
 use emberfs_proto::{Error, ErrorCode, Result, pb};
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::TargetHost;
+use super::{Node, TargetHost};
 use crate::chain::Event;
-use crate::engine::ChunkMeta;
+use compare::{Comparison, Work};
+pub(crate) use live::LiveCopies;
+pub(super) use progress::Progress;
 
-/// Chunks per page of a listing.
-const PAGE: usize = 1024;
 /// Longest wait for one answer of the successor.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// First and longest wait after a failed pass.
@@ -35,14 +40,17 @@ pub(super) async fn run(
 ) {
     let mut wait = BACK_OFF[0];
     loop {
+        let Ok(node) = host.node() else { return };
         let pass = Pass {
             host: &host,
+            node: &node,
             version,
             to,
         };
         match pass.run(&busy).await {
-            Ok(sent) => {
-                tracing::info!(target = %host.id(), %to, %version, sent, "resync complete");
+            Ok(()) => {
+                let (sent, differed) = host.progress.bytes();
+                tracing::info!(target = %host.id(), %to, %version, sent, differed, "resync complete");
                 return;
             }
             Err(error) => {
@@ -59,47 +67,42 @@ pub(super) async fn run(
 
 struct Pass<'a> {
     host: &'a Arc<TargetHost>,
+    node: &'a Node,
     version: ChainVersion,
     to: TargetId,
 }
 
 impl Pass<'_> {
-    /// Returns the number of chunks sent.
-    async fn run(&self, busy: &[ChunkKey]) -> Result<u64> {
-        self.host.sync_done.store(0, Relaxed);
-        self.host.sync_total.store(0, Relaxed);
-        let mut sent = self.send(busy.to_vec()).await?;
-        let mut ours = Listing::default();
-        let mut theirs = Listing::default();
-        loop {
-            if ours.needs_page() {
-                let page = self
-                    .host
-                    .engine()
-                    .list(self.host.id(), ours.after, PAGE)
-                    .await?;
-                let end = page.len() < PAGE;
-                ours.extend(
-                    page.into_iter().map(|(key, meta)| (key, Copy::ours(&meta))),
-                    end,
-                );
-            }
-            if theirs.needs_page() {
-                let reply = self.list(theirs.after).await?;
-                let page = reply
-                    .chunks
-                    .iter()
-                    .map(|c| Ok((chunk_key(&c.key)?, Copy::theirs(c))));
-                theirs.extend(page.collect::<Result<Vec<_>>>()?.into_iter(), reply.end);
-            }
-            let (differing, compared) = differing(&mut ours, &mut theirs);
-            self.host.sync_total.fetch_add(compared, Relaxed);
-            sent += self.send(differing).await?;
-            self.host.sync_done.fetch_add(compared, Relaxed);
-            if ours.is_done() && theirs.is_done() {
-                break;
+    async fn run(&self, busy: &[ChunkKey]) -> Result<()> {
+        let progress = &self.host.progress;
+        progress.begin();
+        {
+            let _turn = self.node.pacer.pass().await?;
+            let mut survey = Comparison::default();
+            while let Some(stretch) = survey.next(self).await? {
+                let bytes = stretch.differing.iter().map(|w| u64::from(w.bytes)).sum();
+                progress.found(stretch.compared, bytes);
             }
         }
+        // Turns are given in order: all that wait have been surveyed before the first of them begins.
+        let _turn = self.node.pacer.pass().await?;
+        // Work that was in progress when the successor came: it may have missed the outcome, whatever
+        // the comparison says, unless this pass or a later write brings it.
+        let mut busy = busy.to_vec();
+        let mut walk = Comparison::default();
+        while let Some(stretch) = walk.next(self).await? {
+            busy.retain(|key| stretch.differing.iter().all(|work| work.key != *key));
+            progress.done(stretch.compared - stretch.differing.len() as u64);
+            self.send(stretch.differing).await?;
+        }
+        let mut rest = Vec::with_capacity(busy.len());
+        for key in busy {
+            let meta = self.host.engine().meta(self.host.id(), key).await?;
+            let bytes = meta.map_or(0, |meta| meta.max_len());
+            progress.found(1, u64::from(bytes));
+            rest.push(Work { key, bytes });
+        }
+        self.send(rest).await?;
         let chain_version = self.version;
         self.host.drive(Event::HandOver { chain_version });
         let body = pb::SyncDoneRequest {
@@ -107,36 +110,41 @@ impl Pass<'_> {
             target: self.to.0,
         };
         self.call(Opcode::SyncDone, &body).await?;
-        Ok(sent)
+        self.host.live.end(self.version);
+        Ok(())
     }
 
-    async fn send(&self, keys: Vec<ChunkKey>) -> Result<u64> {
-        let parallel = self.host.node()?.config.resync_parallel.max(1);
-        let count = keys.len() as u64;
-        stream::iter(keys.into_iter().map(|key| {
-            let chain_version = self.version;
-            self.host.request(move |request| Event::Resync {
-                request,
-                chain_version,
-                key,
+    async fn send(&self, work: Vec<Work>) -> Result<()> {
+        let parallel = self.node.config.resync_parallel.max(1);
+        stream::iter(work.into_iter().map(|work| self.send_one(work)))
+            .buffer_unordered(parallel)
+            .try_for_each(|()| async {
+                self.host.progress.done(1);
+                Ok(())
             })
-        }))
-        .buffer_unordered(parallel)
-        .try_for_each(|_| async { Ok(()) })
-        .await?;
-        Ok(count)
+            .await
     }
 
-    async fn list(&self, after: Option<ChunkKey>) -> Result<pb::SyncListReply> {
-        let body = pb::SyncListRequest {
-            chain: Some(self.chain()),
-            target: self.to.0,
-            after: after
-                .map(|key| key.encode().to_vec().into())
-                .unwrap_or_default(),
-            limit: PAGE as u32,
+    async fn send_one(&self, work: Work) -> Result<()> {
+        let Work { key, bytes } = work;
+        let brought = || self.host.live.holds(self.version, key);
+        if brought() {
+            return Ok(());
+        }
+        let transfer = self.node.pacer.admit(bytes).await?;
+        if brought() {
+            transfer.give_back();
+            return Ok(());
+        }
+        let chain_version = self.version;
+        let event = |request| Event::Resync {
+            request,
+            chain_version,
+            key,
         };
-        self.call(Opcode::SyncList, &body).await?.decode()
+        self.host.request(event).await?;
+        drop(transfer);
+        Ok(())
     }
 
     fn chain(&self) -> pb::ChainRef {
@@ -144,187 +152,14 @@ impl Pass<'_> {
         pb::ChainRef::of(chain, self.version)
     }
 
-    async fn call(
-        &self,
-        opcode: Opcode,
-        body: &impl prost::Message,
-    ) -> Result<emberfs_proto::wire::Reply> {
-        let node = self.host.node()?;
-        let map = node.map();
+    async fn call(&self, opcode: Opcode, body: &impl prost::Message) -> Result<Reply> {
+        let map = self.node.map();
         let target = map.targets.get(&self.to).and_then(|t| map.node_of(t));
         let Some(peer) = target else {
             let what = format!("target {} is not in the map", self.to);
             return Err(Error::new(ErrorCode::StaleChainVersion, what));
         };
         let call = Call::new(opcode, body, Instant::now() + CALL_TIMEOUT);
-        node.peers.peer(&peer.data_addr).call(call).await
-    }
-}
-
-/// What a comparison looks at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Copy {
-    committed: u64,
-    len: u32,
-    checksum: u32,
-    pending: bool,
-}
-
-impl Copy {
-    pub(crate) fn ours(meta: &ChunkMeta) -> Self {
-        // What is pending here is a live write, which travels by itself.
-        Self {
-            committed: meta.committed.0,
-            len: meta.committed_len,
-            checksum: meta.checksum,
-            pending: false,
-        }
-    }
-
-    pub(crate) fn theirs(info: &pb::ChunkInfo) -> Self {
-        Self {
-            committed: info.committed,
-            len: info.len,
-            checksum: info.checksum,
-            pending: info.pending != 0,
-        }
-    }
-}
-
-/// A sorted listing that is read page by page.
-#[derive(Default)]
-pub(crate) struct Listing {
-    page: std::collections::VecDeque<(ChunkKey, Copy)>,
-    pub(crate) after: Option<ChunkKey>,
-    end: bool,
-}
-
-impl Listing {
-    pub(crate) fn needs_page(&self) -> bool {
-        self.page.is_empty() && !self.end
-    }
-
-    pub(crate) fn is_done(&self) -> bool {
-        self.page.is_empty() && self.end
-    }
-
-    pub(crate) fn extend(&mut self, page: impl Iterator<Item = (ChunkKey, Copy)>, end: bool) {
-        self.page.extend(page);
-        self.after = self.page.back().map(|&(key, _)| key).or(self.after);
-        self.end = end;
-    }
-}
-
-/// Keys on which both sides differ, as far as the pages at hand tell, and how many were compared.
-pub(crate) fn differing(ours: &mut Listing, theirs: &mut Listing) -> (Vec<ChunkKey>, u64) {
-    let mut keys = Vec::new();
-    let mut compared = 0;
-    loop {
-        let order = match (ours.page.front(), theirs.page.front()) {
-            (Some((a, _)), Some((b, _))) => a.cmp(b),
-            (Some(_), None) if theirs.end => Ordering::Less,
-            (None, Some(_)) if ours.end => Ordering::Greater,
-            _ => return (keys, compared),
-        };
-        let mine = if order == Ordering::Greater {
-            None
-        } else {
-            ours.page.pop_front()
-        };
-        let other = if order == Ordering::Less {
-            None
-        } else {
-            theirs.page.pop_front()
-        };
-        compared += 1;
-        let same = matches!((mine, other), (Some((_, a)), Some((_, b))) if a == b);
-        // A chunk that is only being created here has nothing committed to send.
-        let nothing = other.is_none() && mine.is_some_and(|(_, copy)| copy.committed == 0);
-        if let Some((key, _)) = mine.or(other)
-            && !same
-            && !nothing
-        {
-            keys.push(key);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn copy(committed: u64, checksum: u32) -> Copy {
-        Copy {
-            committed,
-            len: 10,
-            checksum,
-            pending: false,
-        }
-    }
-
-    fn listing(items: &[(u32, Copy)], end: bool) -> Listing {
-        let page = items
-            .iter()
-            .map(|&(index, copy)| (ChunkKey::new(1, index), copy))
-            .collect();
-        Listing {
-            page,
-            after: None,
-            end,
-        }
-    }
-
-    fn keys(mut ours: Listing, mut theirs: Listing) -> Vec<u32> {
-        differing(&mut ours, &mut theirs)
-            .0
-            .into_iter()
-            .map(|key| key.index.0)
-            .collect()
-    }
-
-    #[test]
-    fn only_what_differs_is_sent() {
-        let ours = listing(
-            &[
-                (1, copy(3, 7)),
-                (2, copy(4, 7)),
-                (3, copy(1, 7)),
-                (5, copy(1, 1)),
-            ],
-            true,
-        );
-        let pending = Copy {
-            pending: true,
-            ..copy(1, 7)
-        };
-        let theirs = listing(
-            &[
-                (1, copy(3, 7)),
-                (2, copy(4, 8)),
-                (3, pending),
-                (4, copy(9, 9)),
-                (5, copy(1, 1)),
-            ],
-            true,
-        );
-        assert_eq!(keys(ours, theirs), [2, 3, 4]);
-    }
-
-    #[test]
-    fn a_chunk_that_is_being_created_is_left_to_its_write() {
-        assert_eq!(
-            keys(listing(&[(1, copy(0, 0))], true), listing(&[], true)),
-            [0; 0]
-        );
-        let theirs = listing(&[(1, copy(2, 2))], true);
-        assert_eq!(keys(listing(&[(1, copy(0, 0))], true), theirs), [1]);
-    }
-
-    #[test]
-    fn an_unfinished_page_decides_nothing_beyond_its_end() {
-        let mut ours = listing(&[(1, copy(1, 1)), (9, copy(1, 1))], true);
-        let mut theirs = listing(&[(1, copy(1, 1))], false);
-        let (keys, compared) = differing(&mut ours, &mut theirs);
-        assert!(keys.is_empty() && compared == 1 && theirs.needs_page() && ours.page.len() == 1);
+        self.node.peers.peer(&peer.data_addr).call(call).await
     }
 }

@@ -46,6 +46,8 @@ pub(crate) enum Mutant {
     HideExposed,
     /// A pass leaves out the chunks that were busy when it began.
     ForgetBusyChunks,
+    /// A pass leaves out what a live write was to bring, although nobody has acknowledged it.
+    TrustUnansweredWrites,
 }
 
 impl Mutant {
@@ -70,5 +72,6 @@ impl Mutant {
         Self::CommitOnChainChange,
         Self::HideExposed,
         Self::ForgetBusyChunks,
+        Self::TrustUnansweredWrites,
     ];
 }

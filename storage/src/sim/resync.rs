@@ -9,7 +9,7 @@ use super::target::Waiter;
 use super::world::{Event, World};
 use crate::chain;
 use crate::engine::ChunkMeta;
-use crate::node::resync::{Copy, Listing, differing};
+use crate::node::resync::compare::{Copy, Listing, differing};
 
 /// Chunks per page: few, so that passes have several.
 const PAGE: usize = 2;
@@ -21,7 +21,10 @@ pub(super) struct Pass {
     id: u64,
     version: ChainVersion,
     to: TargetId,
+    /// Work that was in progress when the successor came.
     busy: Vec<ChunkKey>,
+    /// Of it, what the comparison of this attempt has not found to differ.
+    rest: Vec<ChunkKey>,
     outstanding: usize,
     failed: bool,
     ours: Listing,
@@ -58,11 +61,13 @@ impl World {
         let Some(it) = self.target(host, target) else {
             return;
         };
+        it.live.begin(version);
         let id = it.number();
         it.pass = Some(Pass {
             id,
             version,
             to,
+            rest: busy.clone(),
             busy,
             outstanding: 0,
             failed: false,
@@ -107,18 +112,23 @@ impl World {
         pass.failed = false;
         pass.ours = Listing::default();
         pass.theirs = Listing::default();
-        let busy = pass.busy.clone();
+        pass.rest = pass.busy.clone();
         if early {
             return self.pass_done(host, target, id);
         }
-        self.send_chunks(host, target, id, busy);
+        self.compare(host, target, id);
     }
 
     fn send_chunks(&mut self, host: usize, target: TargetId, id: u64, keys: Vec<ChunkKey>) {
-        let Some(pass) = self.pass(host, target, id) else {
+        let Some(it) = self.target(host, target) else {
+            return;
+        };
+        let Some(pass) = it.pass.as_mut().filter(|p| p.id == id) else {
             return;
         };
         let chain_version = pass.version;
+        let mut keys = keys;
+        keys.retain(|&key| !it.live.holds(chain_version, key));
         pass.outstanding = keys.len();
         if keys.is_empty() {
             return self.compare(host, target, id);
@@ -198,10 +208,14 @@ impl World {
             };
             return self.ask(host, target, id, to, request);
         }
-        let (keys, _) = differing(&mut pass.ours, &mut pass.theirs);
-        let done = pass.ours.is_done() && pass.theirs.is_done();
-        if keys.is_empty() && done {
-            return self.pass_done(host, target, id);
+        let found = differing(&mut pass.ours, &mut pass.theirs).differing;
+        let mut keys: Vec<_> = found.into_iter().map(|work| work.key).collect();
+        pass.rest.retain(|key| !keys.contains(key));
+        if keys.is_empty() && pass.ours.is_done() && pass.theirs.is_done() {
+            keys = std::mem::take(&mut pass.rest);
+            if keys.is_empty() {
+                return self.pass_done(host, target, id);
+            }
         }
         self.send_chunks(host, target, id, keys);
     }

@@ -11,6 +11,54 @@ use super::Spent;
 pub(super) struct BenchReport {
     subject: String,
     phases: Vec<Phase>,
+    /// Of `bench pause` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) pause: Option<PauseReport>,
+}
+
+/// Longest operations, milliseconds.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Longest {
+    pub(super) read_ms: f64,
+    pub(super) write_ms: f64,
+}
+
+/// Throughput, MiB per second.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Rates {
+    pub(super) read: f64,
+    pub(super) write: f64,
+}
+
+/// What an application saw.
+#[derive(Debug, Serialize)]
+pub(super) struct PauseReport {
+    pub(super) longest: Longest,
+    /// All but one operation in a thousand were done within this.
+    pub(super) p999: Longest,
+    /// While nothing was done to the cluster.
+    pub(super) calm: Rates,
+    pub(super) faults: Vec<FaultReport>,
+    pub(super) seconds: Vec<SecondReport>,
+}
+
+/// What it saw of one thing that was done to the cluster.
+#[derive(Debug, Serialize)]
+pub(super) struct FaultReport {
+    pub(super) what: String,
+    /// When it began, since the measurement began.
+    pub(super) at_seconds: f64,
+    /// How long it lasted.
+    pub(super) seconds: f64,
+    pub(super) longest: Longest,
+    pub(super) mib_per_second: Rates,
+}
+
+/// What it saw in one second.
+#[derive(Debug, Serialize)]
+pub(super) struct SecondReport {
+    pub(super) second: u64,
+    pub(super) longest: Longest,
 }
 
 /// One phase.
@@ -42,6 +90,7 @@ impl BenchReport {
         Self {
             subject,
             phases: Vec::new(),
+            pause: None,
         }
     }
 
@@ -91,7 +140,53 @@ impl BenchReport {
         let header = [
             "phase", "MiB/s", "ops/s", "p50 ms", "p99 ms", "max ms", "seconds", "CPU s",
         ];
-        format!("{}\n{}", self.subject, show::table(&header, rows))
+        let mut out = format!("{}\n{}", self.subject, show::table(&header, rows));
+        if let Some(pause) = &self.pause {
+            out.push_str("\n\n");
+            out.push_str(&pause.render());
+        }
+        out
+    }
+}
+
+impl PauseReport {
+    fn render(&self) -> String {
+        let row = |what: &str, times: [String; 2], longest: Longest, rates: Option<Rates>| {
+            let rates = rates.map_or([String::new(), String::new()], |r| {
+                [rate(r.read), rate(r.write)]
+            });
+            let longest = [longest.read_ms, longest.write_ms].map(|ms| format!("{ms:.0}"));
+            let cells = [
+                vec![what.to_owned()],
+                times.into(),
+                longest.into(),
+                rates.into(),
+            ];
+            cells.concat()
+        };
+        let fault = |f: &FaultReport| {
+            let times = [f.at_seconds, f.seconds].map(|seconds| format!("{seconds:.1}"));
+            row(&f.what, times, f.longest, Some(f.mib_per_second))
+        };
+        let mut rows: Vec<_> = self.faults.iter().map(fault).collect();
+        let none = || [String::new(), String::new()];
+        rows.push(row(
+            "99.9 %, and MiB/s undisturbed",
+            none(),
+            self.p999,
+            Some(self.calm),
+        ));
+        rows.push(row("longest of all", none(), self.longest, None));
+        let header = [
+            "pause",
+            "at s",
+            "for s",
+            "read ms",
+            "write ms",
+            "read MiB/s",
+            "write MiB/s",
+        ];
+        show::table(&header, rows)
     }
 }
 

@@ -12,7 +12,7 @@ use crate::show;
 use super::gather::{Facts, LocalFacts};
 use super::report::{
     ChainReport, ClientReport, DiskReport, MetaReport, MoveReport, NodeReport, Overall, Problem,
-    SpaceReport, StatusReport, TargetReport,
+    ResyncReport, SpaceReport, StatusReport, TargetReport,
 };
 
 /// A disk with less than one in this many bytes left is reported.
@@ -69,6 +69,7 @@ fn empty(facts: &Facts) -> StatusReport {
         nodes: Vec::new(),
         chains: Vec::new(),
         moves: Vec::new(),
+        resync: ResyncReport::default(),
         clients: Vec::new(),
         processes: processes.unwrap_or_default(),
     }
@@ -97,9 +98,17 @@ fn fill(report: &mut StatusReport, reply: &pb::ReportReply) {
     let reported: HashMap<u64, &pb::TargetReport> = reported.map(|t| (t.target, t)).collect();
     let chain = |chain: &pb::ChainMsg| {
         let known = chain.targets.iter().filter_map(|id| targets.get(id));
-        let targets: Vec<_> = known
-            .map(|t| target_report(t, reported.get(&t.id)))
-            .collect();
+        let mut leader = None;
+        let mut one = |t: &pb::TargetMsg| {
+            let said = reported.get(&t.id).copied();
+            // Who is synced hears only of chunks that come; its predecessor knows how many are left.
+            let lead = leader.filter(|_| t.state() == PublicState::Syncing);
+            if t.state() == PublicState::Serving {
+                leader = said;
+            }
+            target_report(t, said, lead)
+        };
+        let targets: Vec<_> = known.map(|t| one(t)).collect();
         let serving = targets.iter().filter(|t| t.state == "serving").count();
         ChainReport {
             id: chain.id,
@@ -110,9 +119,10 @@ fn fill(report: &mut StatusReport, reply: &pb::ReportReply) {
     };
     report.chains = map.chains.iter().map(chain).collect();
     report.moves = moves(report, &map, &targets);
+    report.resync = resync(&report.chains);
 }
 
-/// How far each move is: what the predecessor says that brings the new replica up to date.
+/// How far each move is.
 fn moves(
     report: &StatusReport,
     map: &pb::ClusterMapMsg,
@@ -124,10 +134,7 @@ fn moves(
             .chains
             .iter()
             .find(|chain| chain.id == moving.chain)?;
-        let at = chain.targets.iter().position(|t| t.id == moving.target)?;
-        let source = at.checked_sub(1).map(|before| &chain.targets[before]);
-        let syncs = chain.targets[at].state == "syncing";
-        let source = source.filter(|_| syncs);
+        let new = chain.targets.iter().find(|t| t.id == moving.target)?;
         Some(MoveReport {
             chain: moving.chain,
             replaces: moving.replaces,
@@ -136,9 +143,9 @@ fn moves(
             target: moving.target,
             to_node: to.node,
             to_disk: disk_id(&to.disk),
-            state: chain.targets[at].state,
-            sync_done: source.map_or(0, |source| source.sync_done),
-            sync_total: source.map_or(0, |source| source.sync_total),
+            state: new.state,
+            sync_done: new.sync_done,
+            sync_total: new.sync_total,
         })
     };
     map.moves.iter().filter_map(one).collect()
@@ -192,10 +199,46 @@ fn node_report(
         data_addr: node.data_addr.clone(),
         admin_addr: node.admin_addr.clone(),
         disks: node.disks.iter().map(disk).collect(),
+        resync_sent_bytes: live
+            .into_iter()
+            .flat_map(|live| &live.targets)
+            .map(|t| t.resync_sent_bytes)
+            .sum(),
     }
 }
 
-fn target_report(target: &pb::TargetMsg, said: Option<&&pb::TargetReport>) -> TargetReport {
+/// Every syncing replica taken together.
+fn resync(chains: &[ChainReport]) -> ResyncReport {
+    let targets = chains.iter().flat_map(|chain| &chain.targets);
+    let mut all = ResyncReport::default();
+    for target in targets.filter(|target| target.state == "syncing") {
+        all.add(&ResyncReport::of(target));
+    }
+    let left = all.bytes_total.saturating_sub(all.bytes);
+    all.eta_seconds = eta(all.chunks_total, left, all.bytes_per_second);
+    all
+}
+
+/// Seconds until `left` bytes have moved; `None`: nothing is known yet, or nothing moves.
+fn eta(chunks_total: u64, left: u64, bytes_per_second: u64) -> Option<u64> {
+    match (chunks_total, left, bytes_per_second) {
+        (0, _, _) => None,
+        (_, 0, _) => Some(0),
+        (_, _, 0) => None,
+        (_, left, rate) => Some(left.div_ceil(rate)),
+    }
+}
+
+/// `lead`: what the predecessor of a syncing target says of the resync.
+fn target_report(
+    target: &pb::TargetMsg,
+    said: Option<&pb::TargetReport>,
+    lead: Option<&pb::TargetReport>,
+) -> TargetReport {
+    let time_left = |lead: &pb::TargetReport| {
+        let left = lead.sync_bytes_total.saturating_sub(lead.sync_bytes);
+        eta(lead.sync_total, left, lead.sync_bytes_per_second)
+    };
     TargetReport {
         id: target.id,
         node: target.node,
@@ -206,8 +249,12 @@ fn target_report(target: &pb::TargetMsg, said: Option<&&pb::TargetReport>) -> Ta
             Some(LocalState::Online) => "online",
             _ => "offline",
         },
-        sync_done: said.map_or(0, |said| said.sync_done),
-        sync_total: said.map_or(0, |said| said.sync_total),
+        sync_done: lead.map_or(0, |lead| lead.sync_done),
+        sync_total: lead.map_or(0, |lead| lead.sync_total),
+        sync_bytes: lead.map_or(0, |lead| lead.sync_bytes),
+        sync_bytes_total: lead.map_or(0, |lead| lead.sync_bytes_total),
+        sync_bytes_per_second: lead.map_or(0, |lead| lead.sync_bytes_per_second),
+        sync_eta_seconds: lead.and_then(time_left),
     }
 }
 
@@ -383,13 +430,16 @@ fn chains(report: &StatusReport, local: Option<&LocalFacts>, problems: &mut Vec<
         let syncing: Vec<_> = syncing.filter(|target| target.state == "syncing").collect();
         let mut what = format!("fewer than {asked} replicas serve {}", ids(&short));
         if !syncing.is_empty() {
-            let done: u64 = syncing.iter().map(|target| target.sync_done).sum();
-            let total: u64 = syncing.iter().map(|target| target.sync_total).sum();
             let shown = show::count(syncing.len(), "replica");
+            let ResyncReport {
+                chunks,
+                chunks_total,
+                ..
+            } = report.resync;
             // Writing into a String cannot fail.
             let _ = write!(
                 what,
-                "; {shown} being brought up to date: {done} of {total} chunks"
+                "; {shown} being brought up to date: {chunks} of {chunks_total} chunks"
             );
         }
         problems.push(Problem {

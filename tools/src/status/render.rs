@@ -5,7 +5,7 @@ use std::fmt::Write;
 use crate::cluster_dir::storage_name;
 use crate::show;
 
-use super::report::{ChainReport, Overall, StatusReport};
+use super::report::{ChainReport, Overall, ResyncReport, StatusReport};
 
 /// With more chains than this only those that are not whole are listed.
 const MAX_CHAINS: usize = 32;
@@ -47,6 +47,9 @@ pub(super) fn full(report: &StatusReport) -> String {
     }
     if !report.moves.is_empty() {
         parts.push(moves(report));
+    }
+    if report.resync.targets > 0 {
+        parts.push(resync(report));
     }
     if !report.clients.is_empty() {
         parts.push(clients(report));
@@ -203,6 +206,37 @@ fn moves(report: &StatusReport) -> String {
         ]
     });
     show::table(&["moving chain", "from", "to", "new replica"], rows)
+}
+
+/// All that is being brought up to date, then one line for each.
+fn resync(report: &StatusReport) -> String {
+    let all = &report.resync;
+    let shown = show::count(all.targets, "replica");
+    let mut out = format!("resync   {shown}: {}", progress(all));
+    for chain in &report.chains {
+        for target in chain.targets.iter().filter(|t| t.state == "syncing") {
+            let node = storage_name(target.node as usize);
+            let progress = progress(&ResyncReport::of(target));
+            let _ = write!(out, "\n  chain {} on {node}: {progress}", chain.id);
+        }
+    }
+    out
+}
+
+fn progress(of: &ResyncReport) -> String {
+    let left = match of.eta_seconds {
+        Some(seconds) => format!("{} left", show::duration_ms(seconds * 1000)),
+        None if of.chunks_total == 0 => "waiting for its turn".to_owned(),
+        None => "time left unknown".to_owned(),
+    };
+    format!(
+        "{} of {} chunks, {} of {}, {}/s, {left}",
+        of.chunks,
+        of.chunks_total,
+        show::bytes(of.bytes),
+        show::bytes(of.bytes_total),
+        show::bytes(of.bytes_per_second)
+    )
 }
 
 fn clients(report: &StatusReport) -> String {

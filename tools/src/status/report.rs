@@ -30,6 +30,7 @@ pub(super) struct StatusReport {
     pub(super) nodes: Vec<NodeReport>,
     pub(super) chains: Vec<ChainReport>,
     pub(super) moves: Vec<MoveReport>,
+    pub(super) resync: ResyncReport,
     pub(super) clients: Vec<ClientReport>,
     pub(super) processes: Vec<ProcessReport>,
 }
@@ -78,6 +79,8 @@ pub(super) struct NodeReport {
     pub(super) data_addr: String,
     pub(super) admin_addr: String,
     pub(super) disks: Vec<DiskReport>,
+    /// Bytes that it sent to bring other replicas up to date, since its process started.
+    pub(super) resync_sent_bytes: u64,
 }
 
 /// A disk.
@@ -118,8 +121,54 @@ pub(super) struct TargetReport {
     pub(super) state: &'static str,
     /// The node's word: up_to_date, online, offline.
     pub(super) local_state: &'static str,
+    /// Chunks compared and brought up to date, while it is syncing.
     pub(super) sync_done: u64,
     pub(super) sync_total: u64,
+    /// Bytes sent to it, of those that differed.
+    pub(super) sync_bytes: u64,
+    pub(super) sync_bytes_total: u64,
+    pub(super) sync_bytes_per_second: u64,
+    /// `null`: it is not syncing, or waits for its turn.
+    pub(super) sync_eta_seconds: Option<u64>,
+}
+
+/// Every replica that is being brought up to date, taken together.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct ResyncReport {
+    /// Replicas.
+    pub(super) targets: usize,
+    pub(super) chunks: u64,
+    pub(super) chunks_total: u64,
+    pub(super) bytes: u64,
+    pub(super) bytes_total: u64,
+    pub(super) bytes_per_second: u64,
+    /// Until all are done; `null`: there are none, or nothing moves.
+    pub(super) eta_seconds: Option<u64>,
+}
+
+impl ResyncReport {
+    /// Of one replica.
+    pub(super) fn of(target: &TargetReport) -> Self {
+        Self {
+            targets: 1,
+            chunks: target.sync_done,
+            chunks_total: target.sync_total,
+            bytes: target.sync_bytes,
+            bytes_total: target.sync_bytes_total,
+            bytes_per_second: target.sync_bytes_per_second,
+            eta_seconds: target.sync_eta_seconds,
+        }
+    }
+
+    /// Adds up everything but the time, which follows from the sums.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.targets += other.targets;
+        self.chunks += other.chunks;
+        self.chunks_total += other.chunks_total;
+        self.bytes += other.bytes;
+        self.bytes_total += other.bytes_total;
+        self.bytes_per_second += other.bytes_per_second;
+    }
 }
 
 /// A replica on its way to another disk.

@@ -64,8 +64,6 @@ fn facts(chains: &[[PublicState; 3]]) -> Facts {
             });
             let said = pb::TargetReport {
                 target: id,
-                sync_done: 2,
-                sync_total: 9,
                 ..Default::default()
             };
             nodes[node as usize - 1].targets.push(said);
@@ -162,10 +160,41 @@ fn a_process_that_just_died_is_seen_before_its_lease_ends() {
 
 #[test]
 fn a_resync_is_degraded_and_shows_its_progress() {
-    let report = judge(&facts(&[[Serving, Serving, Syncing]]));
+    let mut facts = facts(&[[Serving, Serving, Syncing], [Serving, Serving, Syncing]]);
+    // The one that is synced knows nothing; its predecessor in the chain leads the resync.
+    let lead = &mut reply(&mut facts).nodes[1].targets;
+    for (target, bytes) in lead.iter_mut().zip([1 << 20, 3 << 20]) {
+        (target.sync_done, target.sync_total) = (2, 9);
+        (target.sync_bytes, target.sync_bytes_total) = (bytes, 5 << 20);
+        target.sync_bytes_per_second = 1 << 20;
+        target.resync_sent_bytes = bytes;
+    }
+    let report = judge(&facts);
     assert_eq!(report.status, Overall::Degraded);
     let what = &report.problems[0].what;
-    assert!(what.contains("2 of 9 chunks"), "{what}");
+    assert!(what.contains("4 of 18 chunks"), "{what}");
+    let eta: Vec<_> = report
+        .chains
+        .iter()
+        .map(|c| c.targets[2].sync_eta_seconds)
+        .collect();
+    assert_eq!(eta, [Some(4), Some(2)]);
+    assert_eq!(report.resync.eta_seconds, Some(3));
+    assert_eq!(report.nodes[1].resync_sent_bytes, 4 << 20);
+    let text = render::full(&report);
+    for line in [
+        "resync   2 replicas: 4 of 18 chunks, 4.0 MiB of 10.0 MiB, 2.0 MiB/s, 3.0 s left",
+        "\n  chain 1 on storage-3: 2 of 9 chunks, 1.0 MiB of 5.0 MiB, 1.0 MiB/s, 4.0 s left",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
+}
+
+#[test]
+fn a_resync_that_has_not_begun_says_so() {
+    let report = judge(&facts(&[[Serving, Serving, Syncing]]));
+    assert_eq!(report.resync.eta_seconds, None);
+    assert!(render::full(&report).contains("waiting for its turn"));
 }
 
 #[test]
@@ -297,6 +326,9 @@ fn a_replica_that_moves_is_shown_with_its_progress_and_is_no_problem() {
     };
     map.targets.push(new);
     map.chains[0].targets.push(99);
+    // Its predecessor leads the resync.
+    let lead = &mut reply.nodes[2].targets[0];
+    (lead.sync_done, lead.sync_total) = (2, 9);
     map.moves.push(pb::MoveMsg {
         chain: 1,
         target: 99,
