@@ -27,7 +27,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             resync_bytes_per_second: 0,
-            resync_share_percent: 30,
+            resync_share_percent: 20,
             migrations: 4,
             migrations_paused: false,
             scrub_bytes_per_second: 32 << 20,

@@ -5,7 +5,7 @@ mod decide;
 mod membership;
 mod steps;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use emberfs_proto::cluster::{LocalState, PublicState};
@@ -139,6 +139,9 @@ pub struct Replica {
     recovering: bool,
     /// Under this chain version the SYNCING successor may have become SERVING already.
     handed_over: Option<ChainVersion>,
+    /// Chunks that the SYNCING successor has acknowledged whole under the chain version of `view`: it holds
+    /// what this target holds, and the next change may go without the rest of the chunk.
+    mirrored: HashSet<ChunkKey>,
     /// Refused by chain version, role, state or lease, since the start.
     refused: u64,
     #[cfg(test)]
@@ -167,6 +170,7 @@ impl Replica {
             next_op: 0,
             recovering: false,
             handed_over: None,
+            mirrored: HashSet::new(),
             refused: 0,
             #[cfg(test)]
             mutant: None,
@@ -192,6 +196,16 @@ impl Replica {
     /// Requests refused by chain version, role, state or lease since the start.
     pub fn refused(&self) -> u64 {
         self.refused
+    }
+
+    /// Whether the SYNCING successor has acknowledged the whole chunk under chain version `version`, which is
+    /// in force here: a resync need not send it.
+    pub fn is_mirrored(&self, version: ChainVersion, key: ChunkKey) -> bool {
+        let in_force = self
+            .view
+            .as_ref()
+            .is_some_and(|view| view.version == version);
+        in_force && self.mirrored.contains(&key)
     }
 
     /// Chunks with work in progress.

@@ -61,8 +61,13 @@ fn view(
 
 /// A head of two, serving under version 1.
 fn head() -> Replica {
+    leading(2, Some((2, false)))
+}
+
+/// A head, serving under version 1 in a chain with this tail and this successor, which may be syncing.
+fn leading(tail: u64, successor: Option<(u64, bool)>) -> Replica {
     let mut replica = Replica::new(TargetId(1));
-    let view = view(1, PublicState::Serving, true, 2, Some((2, false)));
+    let view = view(1, PublicState::Serving, true, tail, successor);
     replica.handle(Event::Adopt { view }, true);
     let chain_version = ChainVersion(1);
     replica.handle(
@@ -210,30 +215,30 @@ fn loaded(op: u64, meta: ChunkMeta) -> Event {
 }
 
 /// A write that is durable here.
-fn prepared(replica: &mut Replica) -> Vec<Action> {
-    replica.handle(write(1, 1), true);
-    replica.handle(
-        Event::Loaded {
-            op: OpId(1),
-            result: Ok(None),
-        },
-        true,
-    );
+/// The `n`th write, which makes version `n`, is durable.
+fn prepared(replica: &mut Replica, n: u64) -> Vec<Action> {
+    replica.handle(write(n, 1), true);
+    let before = meta(n - 1, 1, tag(0, n - 1), &[]);
+    let loaded = Event::Loaded {
+        op: OpId(n),
+        result: Ok((n > 1).then(|| before.clone())),
+    };
+    replica.handle(loaded, true);
     let pending = PendingMeta {
-        version: ChunkVersion(1),
+        version: ChunkVersion(n),
         len: 1,
         chain: ChainVersion(1),
-        tag: tag(0, 1),
+        tag: tag(0, n),
         checksum: 5,
         recent: Arc::default(),
         kind: PendingKind::Write,
     };
     let meta = ChunkMeta {
         pending: Some(pending),
-        ..meta(0, 0, WriteTag::default(), &[])
+        ..before
     };
     let prepared = Event::Prepared {
-        op: OpId(1),
+        op: OpId(n),
         result: Ok(meta),
     };
     replica.handle(prepared, true)
@@ -241,7 +246,7 @@ fn prepared(replica: &mut Replica) -> Vec<Action> {
 
 /// A write that is durable on a head of two and on its way to the successor.
 fn forwarding(replica: &mut Replica) {
-    let actions = prepared(replica);
+    let actions = prepared(replica, 1);
     assert!(matches!(actions[..], [Action::Send { .. }]));
 }
 
@@ -372,17 +377,8 @@ fn a_target_that_reports_a_failed_disk_serves_nothing_more() {
 
 #[test]
 fn a_tail_that_handed_over_decides_nothing_about_a_write_on_its_way() {
-    let mut replica = Replica::new(TargetId(1));
-    let view = view(1, PublicState::Serving, true, 1, Some((2, true)));
-    replica.handle(Event::Adopt { view }, true);
+    let mut replica = leading(1, Some((2, true)));
     let chain_version = ChainVersion(1);
-    replica.handle(
-        Event::Recovered {
-            chain_version,
-            result: Ok(()),
-        },
-        true,
-    );
     replica.handle(write(1, 1), true);
     let unknown = Event::Loaded {
         op: OpId(1),
@@ -398,16 +394,9 @@ fn a_tail_that_handed_over_decides_nothing_about_a_write_on_its_way() {
 
 #[test]
 fn a_tail_again_shows_what_the_one_it_handed_over_to_may_have_shown() {
-    let mut replica = Replica::new(TargetId(1));
-    let syncing = view(1, PublicState::Serving, true, 1, Some((2, true)));
-    replica.handle(Event::Adopt { view: syncing }, true);
+    let mut replica = leading(1, Some((2, true)));
     let chain_version = ChainVersion(1);
-    let recovered = Event::Recovered {
-        chain_version,
-        result: Ok(()),
-    };
-    replica.handle(recovered, true);
-    let actions = prepared(&mut replica);
+    let actions = prepared(&mut replica, 1);
     assert!(matches!(actions[..], [Action::ReadContent { .. }]));
     replica.handle(Event::HandOver { chain_version }, true);
     // Version 2, in which the successor was the tail, never came; now it is dead.
@@ -416,6 +405,101 @@ fn a_tail_again_shows_what_the_one_it_handed_over_to_may_have_shown() {
     let key = ChunkKey::new(1u64, 0u32);
     let plan = replica.read_plan(key, ChainVersion(3), true);
     assert_eq!(plan.unwrap(), ReadPlan::Newest);
+}
+
+#[test]
+fn a_syncing_successor_gets_a_chunk_whole_once_and_then_what_changes() {
+    let mut replica = leading(1, Some((2, true)));
+    let key = ChunkKey::new(1u64, 0u32);
+    let actions = prepared(&mut replica, 1);
+    assert!(matches!(actions[..], [Action::ReadContent { .. }]));
+    let content = Event::Content {
+        op: OpId(1),
+        result: Ok(Content {
+            data: Bytes::from_static(b"x"),
+            checksums: vec![5],
+        }),
+    };
+    let [
+        Action::Send {
+            attempt, forward, ..
+        },
+    ] = &replica.handle(content, true)[..]
+    else {
+        panic!("not sent");
+    };
+    assert!(forward.replace && !replica.is_mirrored(ChainVersion(1), key));
+    let outcome = Outcome {
+        version: ChunkVersion(1),
+        len: 1,
+        checksum: 5,
+        chain: ChainVersion(1),
+    };
+    let acknowledged = Event::Forwarded {
+        op: OpId(1),
+        attempt: *attempt,
+        result: Ok(outcome),
+    };
+    replica.handle(acknowledged, true);
+    let committed = Event::Committed {
+        op: OpId(1),
+        result: Ok(()),
+    };
+    replica.handle(committed, true);
+    assert!(replica.is_mirrored(ChainVersion(1), key));
+    let [Action::Send { forward, .. }] = &prepared(&mut replica, 2)[..] else {
+        panic!("not sent");
+    };
+    assert!(!forward.replace, "the successor holds the rest");
+    // It came again: what it holds is unknown, also of a write that is on its way.
+    let newer = view(2, PublicState::Serving, true, 1, Some((2, true)));
+    let actions = replica.handle(Event::Adopt { view: newer }, true);
+    assert!(
+        actions
+            .iter()
+            .any(|a| matches!(a, Action::ReadContent { .. }))
+    );
+    assert!(!replica.is_mirrored(ChainVersion(2), key));
+}
+
+#[test]
+fn a_syncing_target_takes_a_part_only_of_what_it_holds() {
+    let send = |held: Option<ChunkMeta>, version: u64| {
+        let mut replica = Replica::new(TargetId(1));
+        let syncing = view(3, PublicState::Syncing, false, 1, None);
+        replica.handle(Event::Adopt { view: syncing }, true);
+        let part = Forward {
+            update: update(ChunkKey::new(1u64, 0u32), tag(0, 9)),
+            version: ChunkVersion(version),
+            replace: false,
+            resync: false,
+            committed_chain: ChainVersion(0),
+            recent: Arc::default(),
+        };
+        let event = Event::Forward {
+            request: RequestId(1),
+            chain_version: ChainVersion(3),
+            forward: part,
+        };
+        replica.handle(event, true);
+        let loaded = Event::Loaded {
+            op: OpId(1),
+            result: Ok(held),
+        };
+        replica.handle(loaded, true)
+    };
+    let held = || meta(7, 2, tag(0, 8), &[]);
+    assert!(matches!(
+        send(Some(held()), 8)[..],
+        [Action::Prepare { .. }]
+    ));
+    for version in [7, 9] {
+        assert_eq!(
+            refusal(&send(Some(held()), version)),
+            ErrorCode::MissingVersion
+        );
+    }
+    assert_eq!(refusal(&send(None, 1)), ErrorCode::MissingVersion);
 }
 
 #[test]

@@ -119,17 +119,6 @@ pub struct Forward {
     pub recent: Arc<[Mark]>,
 }
 
-impl Forward {
-    /// The chunk that a syncing successor has whole, or knows to be removed, once it acknowledges this live
-    /// write. Every later change of it goes the same way while the chain version lasts, so a resync under
-    /// that version need not send it.
-    #[must_use]
-    pub fn brings_whole(&self) -> Option<ChunkKey> {
-        let removes = matches!(self.update.kind, UpdateKind::Remove);
-        (!self.resync && (self.replace || removes)).then_some(self.update.key)
-    }
-}
-
 /// A finished change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {

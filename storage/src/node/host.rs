@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use super::repair::{Cause, is_damage};
-use super::resync::{LiveCopies, Progress};
+use super::resync::Progress;
 use super::{Node, data, resync};
 use crate::chain::{
     Action, Content, Event, Forward, OpId, Outcome, ReadPlan, Replica, RequestId, UpdateKind,
@@ -40,8 +40,6 @@ pub(crate) struct TargetHost {
     stopped: AtomicBool,
     /// Of the resync that this target leads.
     pub(super) progress: Progress,
-    /// What live writes spare that resync.
-    pub(super) live: LiveCopies,
 }
 
 struct Core {
@@ -67,7 +65,6 @@ impl TargetHost {
             next_request: AtomicU64::new(1),
             stopped: AtomicBool::new(false),
             progress: Progress::default(),
-            live: LiveCopies::default(),
         })
     }
 
@@ -100,6 +97,11 @@ impl TargetHost {
 
     pub(super) fn is_settled(&self) -> bool {
         self.core.lock().replica.is_settled()
+    }
+
+    /// See [`Replica::is_mirrored`].
+    pub(super) fn is_mirrored(&self, version: ChainVersion, key: ChunkKey) -> bool {
+        self.core.lock().replica.is_mirrored(version, key)
     }
 
     pub(super) fn refused(&self) -> u64 {
@@ -254,7 +256,6 @@ impl TargetHost {
                 if let Some(old) = core.resync.take() {
                     old.abort();
                 }
-                self.live.begin(chain_version);
                 let host = self.clone();
                 let task = tokio::spawn(resync::run(host, chain_version, to, busy));
                 core.resync = Some(task.abort_handle());
@@ -408,9 +409,6 @@ impl TargetHost {
         }
         let reply = node.peers.peer(addr).call(call).await;
         let reply: pb::ForwardReply = reply?.decode()?;
-        if let Some(key) = forward.brings_whole() {
-            self.live.acknowledged(chain_version, key);
-        }
         let version = if removes {
             forward.version
         } else {

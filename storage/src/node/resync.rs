@@ -1,15 +1,14 @@
 //! Brings a SYNCING successor up to date: compares records, sends only what differs.
 //!
 //! One pass runs under one chain version and ends with SYNC_DONE; a change of the chain ends the
-//! pass and the new version begins another. Writes that happen meanwhile reach the successor as
-//! whole chunks by the ordinary path, so the pass only has to bring what was there before, and
-//! leaves out what such a write has brought already ([`live`]).
+//! pass and the new version begins another. The first write to a chunk that happens meanwhile brings
+//! the successor the whole of it by the ordinary path, so the pass only has to bring what was there
+//! before and no write has brought yet.
 //!
 //! A pass compares twice: first only to know how much there is to do, for `status`, then to do it.
 //! The unit is the chunk. The node's [pace](super::pace) decides when each may go.
 
 pub(crate) mod compare;
-mod live;
 mod progress;
 
 use std::sync::Arc;
@@ -23,7 +22,6 @@ use futures::{StreamExt, TryStreamExt, stream};
 use super::{Node, TargetHost};
 use crate::chain::Event;
 use compare::{Comparison, Work};
-pub(crate) use live::LiveCopies;
 pub(super) use progress::Progress;
 
 /// Longest wait for one answer of the successor.
@@ -110,7 +108,6 @@ impl Pass<'_> {
             target: self.to.0,
         };
         self.call(Opcode::SyncDone, &body).await?;
-        self.host.live.end(self.version);
         Ok(())
     }
 
@@ -127,7 +124,7 @@ impl Pass<'_> {
 
     async fn send_one(&self, work: Work) -> Result<()> {
         let Work { key, bytes } = work;
-        let brought = || self.host.live.holds(self.version, key);
+        let brought = || self.host.is_mirrored(self.version, key);
         if brought() {
             return Ok(());
         }

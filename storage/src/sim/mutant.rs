@@ -46,8 +46,10 @@ pub(crate) enum Mutant {
     HideExposed,
     /// A pass leaves out the chunks that were busy when it began.
     ForgetBusyChunks,
-    /// A pass leaves out what a live write was to bring, although nobody has acknowledged it.
+    /// A SYNCING target counts as holding a chunk that was sent to it and that it has not acknowledged.
     TrustUnansweredWrites,
+    /// What a SYNCING target has acknowledged under an older chain version still counts.
+    KeepMirroredAcrossChains,
 }
 
 impl Mutant {
@@ -73,5 +75,6 @@ impl Mutant {
         Self::HideExposed,
         Self::ForgetBusyChunks,
         Self::TrustUnansweredWrites,
+        Self::KeepMirroredAcrossChains,
     ];
 }

@@ -79,8 +79,6 @@ pub(super) enum Caller {
         target: TargetId,
         op: OpId,
         attempt: u32,
-        /// The chunk that the successor has whole once it answers.
-        brings: Option<(ChainVersion, ChunkKey)>,
     },
     AskTail {
         target: TargetId,
@@ -301,15 +299,9 @@ impl World {
                     target,
                     op,
                     attempt,
-                    brings,
                 },
             ) => {
                 let result = result.and_then(outcome);
-                if let (Some((version, key)), Ok(_), Some(it)) =
-                    (brings, &result, self.target(host, target))
-                {
-                    it.live.acknowledged(version, key);
-                }
                 let event = crate::chain::Event::Forwarded {
                     op,
                     attempt,

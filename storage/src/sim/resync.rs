@@ -61,7 +61,6 @@ impl World {
         let Some(it) = self.target(host, target) else {
             return;
         };
-        it.live.begin(version);
         let id = it.number();
         it.pass = Some(Pass {
             id,
@@ -128,7 +127,7 @@ impl World {
         };
         let chain_version = pass.version;
         let mut keys = keys;
-        keys.retain(|&key| !it.live.holds(chain_version, key));
+        keys.retain(|&key| !it.replica.is_mirrored(chain_version, key));
         pass.outstanding = keys.len();
         if keys.is_empty() {
             return self.compare(host, target, id);

@@ -14,7 +14,6 @@ use super::service::Reading;
 use super::world::{Event, World};
 use crate::chain::{self, Action, Content, Forward, OpId, Outcome, Replica, RequestId};
 use crate::engine::Prepare;
-use crate::node::resync::LiveCopies;
 
 /// As in `crate::node::host`, µs.
 const FORWARD_TIMEOUT: u64 = 30_000_000;
@@ -44,7 +43,6 @@ pub(super) struct TargetHost {
     pub(super) waiting: BTreeMap<RequestId, Waiter>,
     sends: BTreeMap<OpId, u64>,
     pub(super) pass: Option<Pass>,
-    pub(super) live: LiveCopies,
     pub(super) reads: BTreeMap<u64, Reading>,
     pub(super) next: u64,
 }
@@ -58,7 +56,6 @@ impl TargetHost {
             waiting: BTreeMap::new(),
             sends: BTreeMap::new(),
             pass: None,
-            live: LiveCopies::default(),
             reads: BTreeMap::new(),
             next: 0,
         }
@@ -308,20 +305,11 @@ impl World {
                     };
                     return self.later(host, target, 0, event);
                 };
-                let brings = forward.brings_whole().map(|key| (chain_version, key));
-                let trusting = self.mutated(Mutant::TrustUnansweredWrites);
-                let mut chain = ChainId(0);
-                if let Some(it) = self.target(host, target) {
-                    chain = it.chain;
-                    if let Some((version, key)) = brings.filter(|_| trusting) {
-                        it.live.acknowledged(version, key);
-                    }
-                }
+                let chain = self.target(host, target).map_or(ChainId(0), |t| t.chain);
                 let caller = Caller::Forward {
                     target,
                     op,
                     attempt,
-                    brings,
                 };
                 let request = Request::Forward {
                     chain,

@@ -130,7 +130,8 @@ pub(super) fn forwarded(op: &Op, received: &Received, meta: Option<&ChunkMeta>) 
 }
 
 /// A SYNCING member takes whole chunks and removals, whatever it has, unless it got a later one under
-/// this same chain version: then this one was sent before that and was late.
+/// this same chain version: then this one was sent before that and was late. A part of a chunk comes
+/// only after the whole: the predecessor knows that it was acknowledged under this chain version.
 pub(super) fn syncing(op: &Op, received: &Received, meta: Option<&ChunkMeta>) -> Decision {
     if let Some(meta) = meta
         && meta.committed_chain == op.chain_version
@@ -144,13 +145,26 @@ pub(super) fn syncing(op: &Op, received: &Received, meta: Option<&ChunkMeta>) ->
             whole: true,
         };
     }
-    if !matches!(op.update.kind, UpdateKind::Remove) {
-        let what = format!("target is syncing and needs chunk {} whole", op.update.key);
-        return Decision::Answer(Err(Error::new(ErrorCode::MissingVersion, what)));
+    if matches!(op.update.kind, UpdateKind::Remove) {
+        return match meta {
+            None => Decision::Answer(Ok(Outcome::nothing(op.chain_version))),
+            Some(_) => Decision::Drop,
+        };
     }
-    match meta {
-        None => Decision::Answer(Ok(Outcome::nothing(op.chain_version))),
-        Some(_) => Decision::Drop,
+    match meta.map(|meta| (meta.committed, meta.pending.as_ref())) {
+        Some((_, Some(pending)))
+            if pending.version == received.version && pending.tag == op.tag() =>
+        {
+            Decision::Resume(pending.clone())
+        }
+        Some((committed, None)) if received.version.0 == committed.0 + 1 => Decision::Prepare {
+            version: received.version,
+            whole: false,
+        },
+        _ => {
+            let what = format!("target is syncing and needs chunk {} whole", op.update.key);
+            Decision::Answer(Err(Error::new(ErrorCode::MissingVersion, what)))
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Chain changes: a new view, recovery, the end of a resync.
 
+use std::collections::HashSet;
+
 use emberfs_proto::cluster::{LocalState, PublicState};
 use emberfs_proto::ids::ChainVersion;
 use emberfs_proto::{Error, ErrorCode, Result};
@@ -32,6 +34,9 @@ impl Replica {
             }
         }
         self.view = Some(view);
+        if !mutated!(self, KeepMirroredAcrossChains) {
+            self.mirrored = HashSet::new();
+        }
         // What was sent under an older chain version cannot be stored any more once the receiver has
         // taken something under this one.
         self.ops.values_mut().for_each(|op| op.unsure = false);

@@ -9,13 +9,17 @@ use emberfs_proto::{Error, ErrorCode, Result, RetryClass};
 
 use super::decide::{self, Decision};
 use super::{Op, Phase, Received, Replica, Source, pass_over};
-use crate::chain::types::{Action, Content, Event, Forward, OpId, Outcome, Update, UpdateKind};
+use crate::chain::types::{
+    Action, Content, Event, Forward, OpId, Outcome, Update, UpdateKind, View,
+};
 use crate::engine::{ChunkMeta, PendingMeta, Prepare, ReadVersion};
 
 /// First wait before a failed forward is sent again; doubles up to [`MAX_RETRY`]. A new chain version does not wait.
 const FIRST_RETRY: Duration = Duration::from_millis(2);
 /// Stands for recovery where a timer names its work; pieces of work count from 1.
 pub(super) const RECOVERY: OpId = OpId(0);
+/// Chunks that a syncing successor is remembered to hold, 16 bytes each; others come whole again.
+const MAX_MIRRORED: usize = 1 << 16;
 /// Longest wait between two sendings, and before recovery is tried again.
 pub(super) const MAX_RETRY: Duration = Duration::from_millis(100);
 
@@ -230,7 +234,8 @@ impl Replica {
             return self.commit_now(id, out);
         }
         let partial = mutated!(self, ForwardPartialToSyncing);
-        if (next.syncing || op.send_whole) && !whole_here && !removes && !partial {
+        let holds_less = next.syncing && !self.mirrored.contains(&key);
+        if (holds_less || op.send_whole) && !whole_here && !removes && !partial {
             op.phase = Phase::ReadingContent;
             out.push(Action::ReadContent {
                 op: id,
@@ -250,6 +255,9 @@ impl Replica {
             recent: Arc::clone(&op.recent),
         };
         let (attempt, to, chain_version) = (op.attempt, next.target, view.version);
+        if mutated!(self, TrustUnansweredWrites) {
+            self.mirrored.insert(key);
+        }
         out.push(Action::Send {
             op: id,
             attempt,
@@ -257,6 +265,17 @@ impl Replica {
             chain_version,
             forward,
         });
+    }
+
+    /// The SYNCING successor has acknowledged a chunk: whole, because it has no other way to hold it, or as
+    /// removed. One that is created again comes whole anyway.
+    fn mirror(&mut self, key: ChunkKey, removed: bool) {
+        let syncing = |view: &View| view.successor.is_some_and(|next| next.syncing);
+        if removed {
+            self.mirrored.remove(&key);
+        } else if self.view.as_ref().is_some_and(syncing) && self.mirrored.len() < MAX_MIRRORED {
+            self.mirrored.insert(key);
+        }
     }
 
     /// Commits whatever the successor says: what two of the mutants do.
@@ -408,12 +427,15 @@ impl Replica {
             return;
         };
         let key = op.update.key;
+        let removes = matches!(op.update.kind, UpdateKind::Remove);
         if op.source == Source::Resync {
+            if result.is_ok() {
+                self.mirror(key, removes);
+            }
             return self.finish(id, result, lease, out);
         }
         match result {
             Ok(theirs) => {
-                let removes = matches!(op.update.kind, UpdateKind::Remove);
                 if theirs.version == op.version && theirs.checksum != op.checksum && !removes {
                     let message = format!(
                         "chunk {key} {}: this replica has checksum {:08x}, its successor {:08x}; run `emberfs fsck`",
@@ -428,6 +450,7 @@ impl Replica {
                     version: op.version,
                     chain: theirs.chain,
                 });
+                self.mirror(key, removes);
             }
             // For certain only if no earlier sending can arrive later and be stored then.
             Err(error) if error.code == ErrorCode::NoSpace && !op.exposed && !op.unsure => {
