@@ -7,8 +7,10 @@ mod binary;
 mod cluster;
 mod command;
 mod data;
+mod rot;
 
 pub use binary::emberfs_binary;
 pub use cluster::{ClusterOptions, TestCluster, is_alive, wait};
 pub use command::{Outcome, run};
 pub use data::{drop_cache, pattern, scale};
+pub use rot::rot_blocks;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use emberfs_proto::layout::splitmix64;
-use emberfs_tests::{ClusterOptions, TestCluster, drop_cache, is_alive, pattern, wait};
+use emberfs_tests::{ClusterOptions, TestCluster, drop_cache, is_alive, pattern, rot_blocks, wait};
 use serde_json::Value;
 
 const BLOCK: usize = 256 << 10;
@@ -152,6 +152,56 @@ fn disk_of(cluster: &TestCluster, node: usize) -> Result<(String, String)> {
     Ok((text("id")?, text("path")?))
 }
 
+/// Damages what is read all the time, server by server until one meets it; a read or the scrub repairs it.
+fn damage_is_repaired(cluster: &TestCluster) -> Result<()> {
+    let mut mark = [0; 32];
+    mark.copy_from_slice(&pattern(BLOCK, 3)[..32]);
+    for node in 1..=5 {
+        // What moved away left its bytes behind: nobody misses those.
+        if rot_blocks(cluster, node, &mark)? == 0 {
+            continue;
+        }
+        cluster
+            .emberfs("scrub", &["--start", "--wait"])?
+            .expect_code(0)?;
+        let status = cluster.status_json()?;
+        let nodes = status["nodes"].as_array().into_iter().flatten();
+        let disks = nodes.flat_map(|n| n["disks"].as_array().into_iter().flatten());
+        if disks.filter_map(|d| d["repaired"].as_u64()).sum::<u64>() > 0 {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("no damage was repaired")
+}
+
+#[test]
+fn moves_are_paused_slowed_and_resumed_by_the_verb_that_asked_for_them() -> Result<()> {
+    let cluster = cluster(3, 2, false)?;
+    let drain = |extra: &[&str]| cluster.emberfs("drain", &[&["storage-3"], extra].concat());
+    drain(&["--pause", "--dry-run"])?.expect_code(2)?;
+    drain(&["--pause"])?.expect_code(0)?;
+    drain(&["--detach", "--rate", "64M"])?.expect_code(0)?;
+    let settings = cluster.emberfs("settings", &["--json"])?.json()?;
+    ensure!(
+        settings["migrations_paused"] == true && settings["resync_bytes_per_second"] == 64 << 20,
+        "{settings}"
+    );
+    // The manager has heard of the drain and moves nothing.
+    let plan = drain(&["--dry-run"])?.expect_code(0)?;
+    ensure!(plan.stdout.contains("to move"), "{plan:?}");
+    let before = held(&cluster.status_json()?);
+    ensure!(before[&3] > 0, "moved although paused: {before:?}");
+    drain(&["--resume", "--rate", "0"])?.expect_code(0)?;
+    let after = held(&cluster.status_json()?);
+    ensure!(after[&3] == 0, "{after:?}");
+    let settings = cluster.emberfs("settings", &["--json"])?.json()?;
+    ensure!(
+        settings["migrations_paused"] == false && settings["resync_bytes_per_second"] == 0,
+        "{settings}"
+    );
+    Ok(())
+}
+
 #[test]
 fn a_cluster_grows_shrinks_heals_and_restarts_under_load() -> Result<()> {
     let cluster = cluster(3, 3, true)?;
@@ -171,6 +221,7 @@ fn a_cluster_grows_shrinks_heals_and_restarts_under_load() -> Result<()> {
         assert_even(&cluster, 4)?;
         cluster.emberfs("node", &["add"])?.expect_code(0)?;
         assert_even(&cluster, 5)?;
+        damage_is_repaired(&cluster)?;
 
         cluster.emberfs("drain", &["storage-1"])?.expect_code(0)?;
         ensure!(held(&cluster.status_json()?)[&1] == 0, "not empty");

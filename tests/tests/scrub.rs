@@ -13,7 +13,7 @@ use emberfs_proto::ids::{ClientId, ClusterId, WriteTag};
 use emberfs_proto::pb;
 use emberfs_proto::wire::client::{Identity, PeerPool};
 use emberfs_proto::wire::{Call, Channel as _, Opcode};
-use emberfs_tests::{ClusterOptions, TestCluster, wait};
+use emberfs_tests::{ClusterOptions, TestCluster, rot_blocks, wait};
 use serde_json::Value;
 
 const PAGE: u64 = 16 << 10;
@@ -45,34 +45,9 @@ fn mark(page: u64) -> [u8; 32] {
     mark
 }
 
-/// Changes bytes of a page in the block files of a storage server, on the running system, wherever the
-/// page ever was: blocks that were freed keep what they held.
+/// Damages a page on a storage server.
 fn rot(cluster: &TestCluster, node: u32, page: u64) -> Result<()> {
-    let blocks = cluster.dir().join(format!("storage-{node}/disk-1/blocks"));
-    let (mark, mut found) = (mark(page), 0);
-    for entry in fs::read_dir(blocks)? {
-        let file = fs::File::options()
-            .read(true)
-            .write(true)
-            .open(entry?.path())?;
-        let length = file.metadata()?.len();
-        let (mut at, mut head) = (0, [0; 32]);
-        while at + PAGE <= length {
-            // Files are sparse: only what is written is read.
-            let Ok(data) = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) else {
-                break;
-            };
-            at = at.max(data / 4096 * 4096);
-            file.read_exact_at(&mut head, at)?;
-            if head == mark {
-                // Different on every server: copies that are damaged alike would agree.
-                file.write_all_at(&[node as u8, 0xAA, 0x55], at + 100)?;
-                found += 1;
-            }
-            at += 4096;
-        }
-        file.sync_all()?;
-    }
+    let found = rot_blocks(cluster, node, &mark(page))?;
     ensure!(
         found > 0,
         "page {page} is not on the disk of storage-{node}"

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::sizes::parse_bytes;
+use crate::sizes::{parse_bytes, parse_rate};
 
 /// Where `up` keeps a cluster unless told otherwise.
 pub(crate) const DEFAULT_DIR: &str = "./emberfs-data";
@@ -402,6 +402,16 @@ pub(crate) struct MoveArgs {
     /// Return at once; replicas move in the background
     #[arg(long)]
     pub(crate) detach: bool,
+    /// What each node sends to new and returning replicas per second, in the whole cluster, such as 200M;
+    /// 0: no limit (`emberfs settings resync_bytes_per_second=`)
+    #[arg(long, conflicts_with = "dry_run", value_parser = parse_rate)]
+    pub(crate) rate: Option<u64>,
+    /// Let no replica move in the whole cluster, and do nothing else; what has been asked for is remembered
+    #[arg(long, conflicts_with_all = ["dry_run", "detach", "resume"])]
+    pub(crate) pause: bool,
+    /// Let replicas move again after --pause, then go on as without it
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) resume: bool,
 }
 
 #[derive(Args, Debug)]

@@ -20,6 +20,7 @@ use crate::cluster_dir::{absolute, storage_name};
 use crate::failure::{Exit, Failure, Result, fail};
 use crate::output::say;
 use crate::rpc::{self, Seat};
+use crate::settings;
 
 use names::Thing;
 use servers::Servers;
@@ -28,7 +29,8 @@ use servers::Servers;
 pub(crate) async fn node(cluster: Option<String>, args: NodeArgs) -> Result<Exit> {
     let seat = Seat::find(cluster, &DirArg { dir: args.dir })?;
     match args.command {
-        NodeCommand::Add(args) => add_node(&seat, args).await,
+        NodeCommand::Add(args) if steer(&seat, &args.moves).await? => add_node(&seat, args).await,
+        NodeCommand::Add(_) => Ok(Exit::Success),
         NodeCommand::Remove(args) => remove_node(&seat, args).await,
     }
 }
@@ -37,8 +39,30 @@ pub(crate) async fn node(cluster: Option<String>, args: NodeArgs) -> Result<Exit
 pub(crate) async fn disk(cluster: Option<String>, args: DiskArgs) -> Result<Exit> {
     let seat = Seat::find(cluster, &DirArg { dir: args.dir })?;
     match args.command {
-        DiskCommand::Add(args) => add_disk(&seat, args).await,
+        DiskCommand::Add(args) if steer(&seat, &args.moves).await? => add_disk(&seat, args).await,
+        DiskCommand::Add(_) => Ok(Exit::Success),
     }
+}
+
+/// `--rate`, `--pause` and `--resume`: settings of the whole cluster, like all moves. Whether the verb goes on.
+async fn steer(seat: &Seat, moves: &MoveArgs) -> Result<bool> {
+    let changes = pb::SettingsMsg {
+        resync_bytes_per_second: moves.rate,
+        migrations_paused: moves
+            .pause
+            .then_some(true)
+            .or(moves.resume.then_some(false)),
+        ..pb::SettingsMsg::default()
+    };
+    if changes != pb::SettingsMsg::default() {
+        settings::configure(&seat.address, changes).await?;
+    }
+    if moves.pause {
+        say(
+            "Moves are paused in the whole cluster; type the same with --resume to let them go on",
+        )?;
+    }
+    Ok(!moves.pause)
 }
 
 /// `emberfs node add [NODE]`.
@@ -175,6 +199,9 @@ async fn add_disk(seat: &Seat, args: DiskAddArgs) -> Result<Exit> {
 /// `emberfs drain WHAT`.
 pub(crate) async fn drain(cluster: Option<String>, args: DrainArgs) -> Result<Exit> {
     let seat = Seat::find(cluster, &args.dir)?;
+    if !steer(&seat, &args.moves).await? {
+        return Ok(Exit::Success);
+    }
     let map = rpc::map(&seat.address).await?;
     let request = match names::thing(&map, &args.what)? {
         Thing::Node(node) => pb::ChangeRequest {
@@ -200,6 +227,9 @@ pub(crate) async fn drain(cluster: Option<String>, args: DrainArgs) -> Result<Ex
 /// `emberfs replace OLD NEW`.
 pub(crate) async fn replace(cluster: Option<String>, args: ReplaceArgs) -> Result<Exit> {
     let seat = Seat::find(cluster, &args.dir)?;
+    if !steer(&seat, &args.moves).await? {
+        return Ok(Exit::Success);
+    }
     let map = rpc::map(&seat.address).await?;
     let old = names::disk(&map, &args.old)?;
     let retire = |dry_run| pb::ChangeRequest {

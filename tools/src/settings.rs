@@ -9,7 +9,7 @@ use crate::failure::{Context, Exit, Failure, Result};
 use crate::output::say;
 use crate::rpc::{self, Seat};
 use crate::show;
-use crate::sizes::parse_bytes;
+use crate::sizes::parse_rate;
 
 /// The shape of `--json`, for `--help`.
 pub(crate) const HELP: &str = "\
@@ -93,10 +93,7 @@ fn parse(changes: &[String]) -> Result<pb::SettingsMsg> {
         };
         let wrong = |expected: &str| Failure::new(format!("{key} = {value}: {expected}"));
         let number = || value.parse().map_err(|_| wrong("write a whole number"));
-        let rate = || match value {
-            "0" => Ok(0),
-            _ => parse_bytes(value).map_err(|expected| wrong(&expected)),
-        };
+        let rate = || parse_rate(value).map_err(|expected| wrong(&expected));
         match key {
             "resync_bytes_per_second" => message.resync_bytes_per_second = Some(rate()?),
             "resync_share_percent" => message.resync_share_percent = Some(number()?),

@@ -27,6 +27,14 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     }
 }
 
+/// As [`parse_bytes`], bytes per second; `0` is no limit.
+pub(crate) fn parse_rate(text: &str) -> Result<u64, String> {
+    match text {
+        "0" => Ok(0),
+        _ => parse_bytes(text),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,5 +48,6 @@ mod tests {
         for bad in ["", "K", "0", "5x", "-1", "99999999T"] {
             assert!(parse_bytes(bad).is_err(), "{bad}");
         }
+        assert_eq!((parse_rate("0"), parse_rate("4K")), (Ok(0), Ok(4096)));
     }
 }
