@@ -151,7 +151,7 @@ impl Model {
     fn step(&mut self, dir: &Path, dice: &mut u64) -> Result<()> {
         let roll = splitmix64(dice);
         let path = dir.join(format!("live-{}", roll % 5));
-        if roll >> 8 & 15 == 0 && self.files.remove(&path).is_some() {
+        if (roll >> 8).is_multiple_of(16) && self.files.remove(&path).is_some() {
             fs::remove_file(&path)?;
             return Ok(());
         }
@@ -163,12 +163,12 @@ impl Model {
             .open(&path)?;
         let most = 3 * CHUNK;
         let at = (roll >> 16) as usize % (content.len() + 1);
-        if roll >> 12 & 7 == 0 || content.len() > most {
+        if (roll >> 12).is_multiple_of(8) || content.len() > most {
             let to = (roll >> 16) as usize % most;
             file.set_len(to as u64)?;
             content.resize(to, 0);
         } else {
-            let at = if roll >> 12 & 1 == 0 {
+            let at = if (roll >> 12).is_multiple_of(2) {
                 content.len()
             } else {
                 at
@@ -178,7 +178,7 @@ impl Model {
             content.resize(content.len().max(at + bytes.len()), 0);
             content[at..at + bytes.len()].copy_from_slice(&bytes);
         }
-        if roll >> 32 & 3 == 0 {
+        if (roll >> 32).is_multiple_of(4) {
             file.sync_all()?;
         }
         Ok(())

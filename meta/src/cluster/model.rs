@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use emberfs_proto::cluster::{ClusterMap, Node};
 use emberfs_proto::ids::{IncarnationId, NodeId};
-use emberfs_proto::{Result, pb};
+use emberfs_proto::{Error, ErrorCode, Result, pb};
 use tokio::time::Instant;
 
-use super::evaluate::{Layout, evaluate};
+use super::evaluate::{Layout, evaluate, facts};
 use super::members::{Admission, Members, StreamId, Suspect};
-use super::moves::Pace;
+use super::moves::{Change, Pace};
 
 /// A heartbeat stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +131,23 @@ impl Model {
         }
         let pace = Pace::of(&self.map, self.layout.targets_per_disk);
         evaluate(&self.map, &self.members, &self.layout, pace).map
+    }
+
+    /// An operator's wish: the map with it, to be saved and then handed to [`Self::publish`]; `None`: it is
+    /// so already. As `Manager::change`; refused while the manager still hears its nodes.
+    pub fn change(&mut self, request: &pb::ChangeRequest) -> Result<Option<ClusterMap>> {
+        let change = Change::try_from(request)?;
+        if self.members.is_settling() {
+            let what = "the manager has just started and hears its nodes first";
+            return Err(Error::new(ErrorCode::Unavailable, what));
+        }
+        let mut new = change.apply(&self.map, &facts(&self.map, &self.members))?;
+        if new == self.map {
+            return Ok(None);
+        }
+        new.version.0 += 1;
+        self.members.set_dirty();
+        Ok(Some(new))
     }
 
     /// Saving failed: evaluate again later.

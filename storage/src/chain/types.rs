@@ -54,6 +54,18 @@ impl View {
             successor,
         })
     }
+
+    /// The same to a target that is about to leave its chain: to itself it has left already.
+    #[must_use]
+    pub fn left(self) -> Self {
+        Self {
+            state: PublicState::Offline,
+            is_head: false,
+            tail: None,
+            successor: None,
+            ..self
+        }
+    }
 }
 
 /// A request that waits for an answer; chosen by the driver.

@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use emberfs_proto::cluster::{ClusterMap, PublicState};
+use emberfs_proto::cluster::ClusterMap;
 use emberfs_proto::ids::{ChainVersion, TargetId};
 
 use super::{Node, TargetHost};
@@ -20,13 +20,7 @@ use crate::engine::Engine;
 /// nothing is served any more, and the heartbeat may say so.
 pub(super) fn stop_serving(host: &Arc<TargetHost>, view: &View) {
     host.drive(Event::Adopt {
-        view: View {
-            state: PublicState::Offline,
-            is_head: false,
-            tail: None,
-            successor: None,
-            ..view.clone()
-        },
+        view: view.clone().left(),
     });
     host.set_stopped(true);
 }

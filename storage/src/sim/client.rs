@@ -50,6 +50,8 @@ struct Work {
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) map: Arc<ClusterMap>,
+    /// Chains in the first map that it saw.
+    chains: u32,
     pub(super) lanes: Vec<Lane>,
     id: ClientId,
     turn: usize,
@@ -66,6 +68,7 @@ impl Client {
         };
         Self {
             map: Arc::default(),
+            chains: 0,
             lanes: (0..setup.lanes).map(lane).collect(),
             id: ClientId(index as u128 + 1),
             turn: index,
@@ -81,7 +84,8 @@ impl Client {
     }
 
     fn chain_of(&self, key: ChunkKey) -> Option<ChainId> {
-        let n = self.map.chains.len() as u32;
+        // A file keeps the chains that it was made with, whatever comes later.
+        let n = self.chains;
         (n > 0).then(|| ChainId(key.index.0 % n + 1))
     }
 }
@@ -391,7 +395,11 @@ impl World {
         if map.version <= self.clients[client].map.version {
             return;
         }
-        self.clients[client].map = map.clone();
+        let it = &mut self.clients[client];
+        it.map = map.clone();
+        if it.chains == 0 {
+            it.chains = map.chains.len() as u32;
+        }
         for lane in 0..self.clients[client].lanes.len() {
             let it = &self.clients[client];
             let Some(work) = &it.lanes[lane].work else {

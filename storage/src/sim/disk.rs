@@ -272,6 +272,20 @@ impl Disk {
         }
     }
 
+    /// Targets that have something here.
+    pub(super) fn targets(&self) -> std::collections::BTreeSet<TargetId> {
+        self.now.keys().map(|&(target, _)| target).collect()
+    }
+
+    /// A target that has moved away is deleted, for good.
+    pub(super) fn delete(&mut self, target: TargetId) {
+        self.now.retain(|slot, _| slot.0 != target);
+        self.durable.retain(|slot, _| slot.0 != target);
+        self.unflushed.retain(|(slot, _)| slot.0 != target);
+        self.under_way.retain(|_, (slot, _)| slot.0 != target);
+        self.busy_until.retain(|slot, _| slot.0 != target);
+    }
+
     pub(super) fn get(&self, slot: Slot) -> Option<&Stored> {
         self.now.get(&slot)
     }

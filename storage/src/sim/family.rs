@@ -23,6 +23,7 @@ pub(super) enum Family {
     Disks,
     Churn,
     Retries,
+    Moves,
 }
 
 /// The share of what clients do, of a hundred.
@@ -36,7 +37,9 @@ pub(super) struct Mix {
 pub(super) struct Setup {
     pub(super) seed: u64,
     pub(super) hosts: usize,
-    /// Targets per disk, and so chains.
+    /// Of each chain; 0: one on every host.
+    pub(super) replicas: u32,
+    /// Targets per disk.
     pub(super) chains: u32,
     pub(super) clients: usize,
     pub(super) lanes: usize,
@@ -75,6 +78,7 @@ impl Family {
         Self::Disks,
         Self::Churn,
         Self::Retries,
+        Self::Moves,
     ];
 
     pub(super) fn name(self) -> String {
@@ -104,6 +108,7 @@ impl Setup {
         let base = Self {
             seed,
             hosts: random.between(2, 5) as usize,
+            replicas: 0,
             chains: 1,
             clients: 3,
             lanes: 2,
@@ -244,6 +249,31 @@ impl Setup {
                 keys: 2,
                 mix: Mix { reads: 40 },
                 load: 10_000_000,
+                ..base
+            },
+            Family::Moves => Self {
+                hosts: random.between(3, 5) as usize,
+                replicas: random.between(1, 3) as u32,
+                chains: random.between(1, 3) as u32,
+                keys: 4,
+                faults: vec![
+                    (Kind::Grow, 10),
+                    (Kind::Kill, 3),
+                    (Kind::Leave, 1),
+                    (Kind::Pause, 2),
+                    (Kind::Cut, 2),
+                    (Kind::Manager, 2),
+                ],
+                clients: 4,
+                think: 20_000,
+                load: 8_000_000,
+                disk: random.between(500, 8_000),
+                fault_every: 350_000,
+                mix: Mix { reads: 65 },
+                weather: Weather {
+                    slow_maps: 500,
+                    ..weather(random.below(30), 10, random.between(200, 8_000))
+                },
                 ..base
             },
         }

@@ -32,6 +32,8 @@ pub(super) enum Kind {
     Unreadable,
     /// A heartbeat stream breaks.
     Stream,
+    /// No fault: an operator has a host drained, or lets it take replicas again.
+    Grow,
 }
 
 impl Kind {
@@ -49,6 +51,7 @@ impl Kind {
         Self::Full,
         Self::Unreadable,
         Self::Stream,
+        Self::Grow,
     ];
 }
 
@@ -150,6 +153,7 @@ impl World {
                 self.manager_crash();
                 self.after(lasts, Event::ManagerStart);
             }
+            Kind::Grow => self.wish(host),
             Kind::Leave => {
                 self.leave(host);
                 self.after(3_200_000 + lasts, Event::Start { host });

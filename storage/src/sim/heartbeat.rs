@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use emberfs_proto::cluster;
-use emberfs_proto::ids::{DiskId, MapVersion};
+use emberfs_proto::ids::MapVersion;
 use emberfs_proto::{ErrorCode, Result, pb};
 
 use super::host::Stream;
@@ -119,7 +119,7 @@ impl World {
         let targets = process.targets.values().map(|t| {
             let version = t.replica.view().map_or(0, |v| v.version.0);
             // With the mutant the replica does not know; the manager always does.
-            let state = if failed {
+            let state = if failed || t.stopped {
                 cluster::LocalState::Offline
             } else {
                 t.replica.local()
@@ -138,8 +138,13 @@ impl World {
             sequence: 0,
             targets: targets.collect(),
             disks: vec![pb::DiskReport {
-                disk: DiskId(u128::from(it.id.0)).to_bytes(),
+                disk: it.disk_id().to_bytes(),
                 error: error.to_owned(),
+                space: Some(pb::Space {
+                    capacity: 1 << 30,
+                    used: 0,
+                    free: 1 << 30,
+                }),
                 ..pb::DiskReport::default()
             }],
             map_version: process.map.version.0,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use emberfs_proto::cluster::{self, ClusterMap, Disk as DiskInfo};
-use emberfs_proto::ids::{ChainId, DiskId, IncarnationId, NodeId, TargetId};
+use emberfs_proto::ids::{ChainId, ChainVersion, DiskId, IncarnationId, NodeId, TargetId};
 
 use super::disk::Disk;
 use super::family::Setup;
@@ -118,11 +118,15 @@ impl Host {
             incarnation,
             alive: true,
             disks: vec![DiskInfo {
-                id: DiskId(u128::from(n)),
+                id: self.disk_id(),
                 path: format!("/disk-{n}"),
                 capacity: 1 << 30,
             }],
         }
+    }
+
+    pub(super) fn disk_id(&self) -> DiskId {
+        DiskId(u128::from(self.id.0))
     }
 
     pub(super) fn target_of(&self, chain: ChainId) -> Option<TargetId> {
@@ -369,11 +373,53 @@ impl World {
         }
         process.map = map.clone();
         let targets: Vec<_> = process.targets.keys().copied().collect();
-        for target in targets {
+        for &target in &targets {
             if let Some(view) = View::of(map, target) {
+                let leaves = map.is_leaving(target);
+                if let Some(it) = self.target(host, target) {
+                    it.stopped = leaves;
+                }
+                let view = if leaves && !self.mutated(Mutant::ServeAfterMoving) {
+                    view.left()
+                } else {
+                    view
+                };
                 self.drive(host, target, chain::Event::Adopt { view });
             }
         }
+        self.delete_moved(host, map);
         self.process(host).term.adopted(map.version);
+    }
+
+    /// As `Node::delete_moved`.
+    fn delete_moved(&mut self, host: usize, map: &Arc<ClusterMap>) {
+        for target in self.hosts[host].disk.targets() {
+            if map.targets.contains_key(&target) {
+                continue;
+            }
+            if target > map.last_target {
+                let version = map.version;
+                return self.fail(|| {
+                    format!(
+                        "host {host} holds target {target}, which map {version} has not made yet"
+                    )
+                });
+            }
+            self.note(|| format!("host {host} deletes target {target}"));
+            self.hosts[host].disk.delete(target);
+        }
+        let process = self.process(host);
+        let gone = |target: &&TargetId| !map.targets.contains_key(target);
+        let gone: Vec<_> = process.targets.keys().filter(gone).copied().collect();
+        for target in gone {
+            let view = self.process(host).targets[&target].replica.view().cloned();
+            if let Some(view) = view {
+                // It was taken out without having been asked to leave: its node counted as dead.
+                let version = ChainVersion(view.version.0 + 1);
+                let view = View { version, ..view }.left();
+                self.drive(host, target, chain::Event::Adopt { view });
+            }
+            self.process(host).targets.remove(&target);
+        }
     }
 }

@@ -269,6 +269,7 @@ impl World {
         self.manager.is_up()
             && !self.is_busy()
             && !map.chains.is_empty()
+            && map.moves.is_empty()
             && map
                 .targets
                 .values()

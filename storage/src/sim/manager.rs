@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use emberfs_meta::cluster::model::{Model, Probe, Stream};
-use emberfs_proto::cluster::{ClusterMap, PublicState};
-use emberfs_proto::ids::{ClusterId, IncarnationId, NodeId};
-use emberfs_proto::pb;
+use emberfs_proto::cluster::{ClusterMap, DiskRole, PublicState};
+use emberfs_proto::ids::{ChainId, ClusterId, IncarnationId, NodeId};
+use emberfs_proto::pb::{self, change_request::Verb};
 use tokio::time::Instant;
 
 use super::family::Setup;
@@ -83,9 +83,13 @@ impl World {
         }
         let now = self.manager_time();
         let hosts = self.setup.hosts as u32;
+        let replicas = match self.setup.replicas {
+            0 => hosts,
+            replicas => replicas,
+        };
         let map = ClusterMap::clone(&self.manager.stored);
         let lease = Duration::from_micros(self.setup.lease);
-        let model = Model::start(map, hosts, hosts, self.setup.chains, lease, now);
+        let model = Model::start(map, replicas, hosts, self.setup.chains, lease, now);
         let it = &mut self.manager;
         it.published = it.stored.clone();
         it.model = Some(model);
@@ -327,6 +331,38 @@ impl World {
         }
     }
 
+    /// An operator asks for the next thing that can be done with a host: drain it, give its dead disk up, or let
+    /// it take replicas again. Refusals are as good.
+    pub(super) fn wish(&mut self, host: usize) {
+        let node = NodeId(host as u32 + 1);
+        let disk = self.hosts[host].disk_id();
+        let map = &self.manager.stored;
+        let gone = map.roles.values().any(|role| *role == DiskRole::Retired);
+        let verb = match map.role(disk) {
+            DiskRole::Draining | DiskRole::Retired => Verb::AddNode,
+            // Only one at a time: what is left must find room.
+            _ if self.hosts[host].process.is_none() && !gone => Verb::RetireDisk,
+            _ => Verb::DrainNode,
+        };
+        let request = pb::ChangeRequest {
+            verb: verb.into(),
+            node: node.0,
+            disk: disk.to_bytes(),
+            ..pb::ChangeRequest::default()
+        };
+        let Some(model) = self.manager.model.as_mut() else {
+            return;
+        };
+        if self.manager.saving.is_some() {
+            return;
+        }
+        let Ok(Some(map)) = model.change(&request) else {
+            return;
+        };
+        self.note(|| format!("an operator asks for {verb:?} of {node}"));
+        self.save(map);
+    }
+
     /// One evaluation at a time: saved, then published.
     fn manager_works(&mut self) {
         if self.manager.saving.is_some() {
@@ -341,6 +377,10 @@ impl World {
         if self.mutated(Mutant::ReviveFromStale) {
             revive_stale(&self.manager.stored, &mut next);
         }
+        self.save(next);
+    }
+
+    fn save(&mut self, next: ClusterMap) {
         self.manager.saving = Some(next);
         let epoch = self.manager.epoch;
         let takes = self.manager.random.around(3000);
@@ -378,6 +418,8 @@ impl World {
 
     fn in_force(&mut self, map: ClusterMap) {
         let map = Arc::new(map);
+        let over = |chain: &&ChainId| !map.moves.contains_key(chain);
+        self.moves += self.manager.stored.moves.keys().filter(over).count() as u64;
         self.check_promotions(&map);
         self.manager.stored = map.clone();
         self.chains_changed(&map);

@@ -46,10 +46,12 @@ pub(crate) enum Mutant {
     HideExposed,
     /// A pass leaves out the chunks that were busy when it began.
     ForgetBusyChunks,
-    /// A SYNCING target counts as holding a chunk that was sent to it and that it has not acknowledged.
-    TrustUnansweredWrites,
+    /// A SYNCING target counts as holding a chunk although it was not acknowledged.
+    TrustFailedCopies,
     /// What a SYNCING target has acknowledged under an older chain version still counts.
     KeepMirroredAcrossChains,
+    /// A replica that was moved goes on serving after its node told the manager that it has stopped.
+    ServeAfterMoving,
 }
 
 impl Mutant {
@@ -74,7 +76,8 @@ impl Mutant {
         Self::CommitOnChainChange,
         Self::HideExposed,
         Self::ForgetBusyChunks,
-        Self::TrustUnansweredWrites,
+        Self::TrustFailedCopies,
         Self::KeepMirroredAcrossChains,
+        Self::ServeAfterMoving,
     ];
 }

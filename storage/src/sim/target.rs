@@ -43,6 +43,8 @@ pub(super) struct TargetHost {
     pub(super) waiting: BTreeMap<RequestId, Waiter>,
     sends: BTreeMap<OpId, u64>,
     pub(super) pass: Option<Pass>,
+    /// Its chain is about to go on without it: it serves nothing and says so.
+    pub(super) stopped: bool,
     pub(super) reads: BTreeMap<u64, Reading>,
     pub(super) next: u64,
 }
@@ -56,6 +58,7 @@ impl TargetHost {
             waiting: BTreeMap::new(),
             sends: BTreeMap::new(),
             pass: None,
+            stopped: false,
             reads: BTreeMap::new(),
             next: 0,
         }

@@ -66,6 +66,7 @@ fn total(seeds: impl Iterator<Item = u64>) -> Summary {
         sum.unknown += one.unknown;
         sum.chain_changes += one.chain_changes;
         sum.faults += one.faults;
+        sum.moves += one.moves;
         sum.events += one.events;
         sum.undecided += one.undecided;
     }
@@ -83,6 +84,9 @@ fn family(family: Family) {
         sum.undecided * 50 <= SEEDS,
         "too many histories cannot be decided: {sum:?}"
     );
+    if family == Family::Moves {
+        assert!(sum.moves > 2 * SEEDS, "hardly anything moves: {sum:?}");
+    }
     if family != Family::Calm {
         assert!(
             sum.faults > 2 * SEEDS && sum.chain_changes > 2 * SEEDS,
@@ -109,6 +113,7 @@ families! {
     failing_disks_lose_nothing = Disks;
     membership_changes_are_seamless = Churn;
     retries_are_applied_once = Retries;
+    replicas_move_without_a_reader_noticing = Moves;
 }
 
 /// Seeds after which a mutant counts as not caught.

@@ -187,6 +187,8 @@ pub(super) struct World {
     pub(super) fault_random: Random,
     /// Faults that happened, for the minimiser.
     pub(super) faults: u64,
+    /// Moves of replicas that are over.
+    pub(super) moves: u64,
     pub(super) healed: bool,
     /// What went wrong.
     pub(super) failure: Option<String>,
@@ -202,6 +204,7 @@ pub(super) struct Summary {
     pub(super) unknown: u64,
     pub(super) chain_changes: u64,
     pub(super) faults: u64,
+    pub(super) moves: u64,
     pub(super) events: u64,
     /// Chunk histories too long to be decided within the budget.
     pub(super) undecided: u64,
@@ -239,6 +242,7 @@ impl World {
             chains: Chains::default(),
             random,
             faults: 0,
+            moves: 0,
             healed: false,
             failure: None,
             trace: std::collections::VecDeque::new(),
@@ -360,6 +364,7 @@ impl World {
                 unknown: self.history.unknown,
                 chain_changes: self.chains.changes,
                 faults: self.faults,
+                moves: self.moves,
                 events: self.step,
                 undecided,
             }),

@@ -244,7 +244,7 @@ fn target_report(
         node: target.node,
         disk: disk_id(&target.disk),
         state: public_state(target.state()),
-        local_state: match said.map(|said| said.state()) {
+        local_state: match said.map(pb::TargetReport::state) {
             Some(LocalState::UpToDate) => "up_to_date",
             Some(LocalState::Online) => "online",
             _ => "offline",

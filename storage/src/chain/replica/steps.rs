@@ -255,9 +255,6 @@ impl Replica {
             recent: Arc::clone(&op.recent),
         };
         let (attempt, to, chain_version) = (op.attempt, next.target, view.version);
-        if mutated!(self, TrustUnansweredWrites) {
-            self.mirrored.insert(key);
-        }
         out.push(Action::Send {
             op: id,
             attempt,
@@ -429,7 +426,7 @@ impl Replica {
         let key = op.update.key;
         let removes = matches!(op.update.kind, UpdateKind::Remove);
         if op.source == Source::Resync {
-            if result.is_ok() {
+            if result.is_ok() || mutated!(self, TrustFailedCopies) {
                 self.mirror(key, removes);
             }
             return self.finish(id, result, lease, out);
