@@ -50,6 +50,12 @@ impl Event {
 }
 
 impl Sample {
+    /// From then until now.
+    fn since(clock: Instant, from: Duration) -> Self {
+        let took = clock.elapsed().saturating_sub(from);
+        Self { from, took }
+    }
+
     fn end(&self) -> Duration {
         self.from + self.took
     }
@@ -135,10 +141,7 @@ fn read(
         let offset = splitmix64(&mut dice) % blocks * data.len() as u64;
         let from = clock.elapsed();
         let got = file.read_at(offset, &mut buf)?;
-        samples.push(Sample {
-            from,
-            took: clock.elapsed().saturating_sub(from),
-        });
+        samples.push(Sample::since(clock, from));
         if got != data.len() || buf != data {
             return fail(format!(
                 "wrong data: {} at byte {offset}: do not trust this storage",
@@ -163,10 +166,7 @@ fn write(
         let from = clock.elapsed();
         file.write_at(block * data.len() as u64, data)?;
         file.sync()?;
-        samples.push(Sample {
-            from,
-            took: clock.elapsed().saturating_sub(from),
-        });
+        samples.push(Sample::since(clock, from));
     }
     file.close()?;
     Ok(samples)
