@@ -22,13 +22,10 @@ const OLD: u64 = 64;
 /// How long a cluster may take to be whole again.
 const HEAL: Duration = Duration::from_mins(1);
 
-/// Divides evenly among three, four and five disks.
-const CHAINS: &str = "meta.targets_per_disk=20";
-
 fn cluster(nodes: u32, replicas: u32, mount: bool) -> Result<TestCluster> {
     TestCluster::with(ClusterOptions {
         mount,
-        settings: vec![CHAINS.to_owned(), "storage.durability=process".to_owned()],
+        settings: vec!["storage.durability=process".to_owned()],
         ..ClusterOptions::new(nodes, replicas)
     })
 }

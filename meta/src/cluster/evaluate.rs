@@ -16,7 +16,7 @@ use emberfs_proto::{Error, Result};
 
 use super::members::Members;
 use super::moves::{self, Facts, Pace};
-use super::placement::{self, Candidate, DEFAULT_TARGETS_PER_DISK};
+use super::placement::{self, Candidate};
 use super::state::{self, Replica, Step};
 
 /// The table that new files use.
@@ -187,7 +187,11 @@ fn create_chains(new: &mut ClusterMap, members: &Members, layout: &Layout) -> Re
         return Ok(());
     }
     let per_disk = match layout.targets_per_disk {
-        0 => placement::targets_per_disk(&candidates, layout.replicas, DEFAULT_TARGETS_PER_DISK),
+        0 => {
+            let disks = candidates.iter().map(|c| c.disks.len()).sum();
+            let wanted = placement::default_targets(disks);
+            placement::targets_per_disk(&candidates, layout.replicas, wanted)
+        }
         chosen => chosen,
     };
     let plan = placement::plan(&candidates, layout.replicas, per_disk)?;

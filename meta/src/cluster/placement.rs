@@ -50,9 +50,14 @@ use emberfs_proto::{Error, ErrorCode, Result};
 
 use dice::Dice;
 
-/// Targets per disk unless the operator says otherwise: enough that the load of a dead disk
-/// spreads over several others, few enough that every chain is busy.
-pub const DEFAULT_TARGETS_PER_DISK: u32 = 8;
+/// Targets per disk of a large cluster unless the operator says otherwise: enough that the load of a dead
+/// disk spreads over several others, few enough that every chain is busy.
+pub const FEW_TARGETS: u32 = 8;
+/// The same in a cluster of at most [`SMALL_CLUSTER`] disks. It may double, and a disk that holds fewer
+/// than ten targets cannot be within 10 % of an even share.
+const MANY_TARGETS: u32 = 20;
+/// Disks up to which a cluster counts as small.
+const SMALL_CLUSTER: usize = 64;
 /// The busiest survivor of a node's death may carry this much of the mean where whole numbers allow.
 pub const GOOD_RATIO: f64 = 1.15;
 /// [`targets_per_disk`] goes up to so many times what it was asked for.
@@ -125,6 +130,15 @@ pub fn plan(candidates: &[Candidate], replicas: u32, targets_per_disk: u32) -> R
             .collect(),
         steps: dice.steps(),
     })
+}
+
+/// Targets per disk to begin with, for a cluster of so many disks; [`targets_per_disk`] may raise it.
+pub fn default_targets(disks: usize) -> u32 {
+    if disks <= SMALL_CLUSTER {
+        MANY_TARGETS
+    } else {
+        FEW_TARGETS
+    }
 }
 
 /// How many targets each disk of equal nodes should get: at least `wanted`, and so many that the

@@ -1,6 +1,6 @@
 //! How long full redundancy takes to come back, by number of nodes.
 
-use emberfs_meta::cluster::placement::DEFAULT_TARGETS_PER_DISK;
+use emberfs_meta::cluster::placement::FEW_TARGETS;
 use emberfs_meta::cluster::placement::restore::{Estimate, Hardware, Limit, Study, study};
 use serde::Serialize;
 
@@ -54,7 +54,7 @@ impl RestoreReport {
             .map(|(part, of)| (nodes * part / of).max(fewest).min(nodes))
             .collect();
         sizes.dedup();
-        let wanted = args.targets_per_disk.unwrap_or(DEFAULT_TARGETS_PER_DISK);
+        let wanted = args.targets_per_disk.unwrap_or(FEW_TARGETS);
         let size = |&nodes: &u32| {
             let study = study(nodes, args.disks, args.replicas, wanted, &hardware)?;
             Ok(Size::from(study))

@@ -35,6 +35,7 @@ impl Cluster {
         let config = ManagerConfig {
             replicas,
             expected_nodes,
+            targets_per_disk: 8,
             ..ManagerConfig::default()
         };
         Self::start_on(Arc::new(MemoryEngine::new()), config).await

@@ -5,7 +5,7 @@ use emberfs_proto::ids::{ChainId, ChainTableVersion, ChainVersion, TargetId};
 
 use super::Facts;
 use super::plan::{Plan, Reason, Step, more_chains, plan};
-use crate::cluster::placement::DEFAULT_TARGETS_PER_DISK;
+use crate::cluster::placement;
 
 /// How fast chains may be moved.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +25,7 @@ impl Pace {
             migrations: map.settings.migrations,
             paused: map.settings.migrations_paused,
             targets_per_disk: match targets_per_disk {
-                0 => DEFAULT_TARGETS_PER_DISK,
+                0 => placement::default_targets(map.nodes.values().map(|n| n.disks.len()).sum()),
                 configured => configured,
             },
         }

@@ -81,12 +81,12 @@ fn usual_clusters_are_balanced() {
 /// The clusters that the design promises to serve: nodes, disks on each, replicas, and the targets
 /// per disk that [`targets_per_disk`] makes of the default.
 const PROMISED: [(usize, usize, u32, u32); 9] = [
-    (1, 1, 1, 8),
-    (2, 1, 2, 8),
-    (3, 1, 2, 8),
-    (3, 1, 3, 8),
-    (4, 1, 3, 9),
-    (6, 1, 3, 9),
+    (1, 1, 1, 20),
+    (2, 1, 2, 20),
+    (3, 1, 2, 20),
+    (3, 1, 3, 20),
+    (4, 1, 3, 21),
+    (6, 1, 3, 20),
     (25, 8, 3, 9),
     (127, 1, 5, 30),
     (180, 16, 3, 10),
@@ -96,9 +96,9 @@ const PROMISED: [(usize, usize, u32, u32); 9] = [
 fn any_nodes_death_falls_on_all_others_as_evenly_as_whole_numbers_allow() {
     for (nodes, disks, replicas, expected) in PROMISED {
         let from = candidates(&vec![disks; nodes]);
-        let per_disk = targets_per_disk(&from, replicas, DEFAULT_TARGETS_PER_DISK);
+        let per_disk = targets_per_disk(&from, replicas, default_targets(nodes * disks));
         assert_eq!(per_disk, expected, "{nodes} nodes x {disks} disks");
-        for per_disk in [DEFAULT_TARGETS_PER_DISK, per_disk] {
+        for per_disk in [FEW_TARGETS, per_disk] {
             let name = format!("{nodes} nodes x {disks} disks x {per_disk} targets, k {replicas}");
             let plan = plan(&from, replicas, per_disk).unwrap();
             assert!(plan.steps < MAX_STEPS, "{name}: {} steps", plan.steps);
