@@ -231,21 +231,22 @@ impl Node {
         wanted: impl Fn(ChainVersion) -> bool,
         limit: Duration,
     ) {
-        let there = || {
+        // Handed in: to look at the watched value from within a wait for it would be to lock it twice.
+        let there = |adopted: MapVersion| {
             let map = self.map();
             let here = map
                 .chains
                 .get(&chain)
                 .map_or(ChainVersion(0), |c| c.version);
             // Not that of the map that is being adopted: its targets may not have heard of it.
-            map.version <= *self.adopted.borrow() && wanted(here)
+            map.version <= adopted && wanted(here)
         };
-        if there() {
+        if there(*self.adopted.borrow()) {
             return;
         }
         let mut adopted = self.adopted.subscribe();
         // The sender lives as long as this node. If the time is over the caller hears what is wrong.
-        let _ = tokio::time::timeout(limit, adopted.wait_for(|_| there())).await;
+        let _ = tokio::time::timeout(limit, adopted.wait_for(|adopted| there(*adopted))).await;
     }
 
     /// Time from the beginning of one scrub pass to that of the next; zero: there are none.
