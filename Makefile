@@ -65,7 +65,7 @@ sim: deps ## simulate clusters under faults: make sim SEEDS=10000, or SEED=7, FA
 bench: build ## measure disk and network floors, then EmberFS natively and through the mount
 	@tools/bench/suite.py "$(TARGET)/release/emberfs"
 
-install: build ## install emberfs and mount(8)'s helper under PREFIX (/usr/local)
+install: build ## install emberfs under PREFIX (/usr/local), and mount(8)'s helper in /sbin
 	@install -D -m 755 "$(TARGET)/release/emberfs" "$(DESTDIR)$(PREFIX)/bin/emberfs"
 	@install -d "$(DESTDIR)/sbin"
 	@ln -sfn "$(PREFIX)/bin/emberfs" "$(DESTDIR)/sbin/mount.emberfs"

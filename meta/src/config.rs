@@ -28,13 +28,13 @@ pub struct MetaConfig {
     /// spread over five nodes from the start says 5.
     pub expected_nodes: u32,
     /// Replica slots per disk when chains are first made. More slots spread a failed disk's work wider.
-    /// 0: twenty on up to 64 disks and eight on more, or so many more that a failed node's work can fall on all others evenly
-    /// (`emberfs chains plan` shows what that comes to).
+    /// 0: twenty on up to 64 disks and eight on more, or so many more that a failed node's work can fall on
+    /// all others evenly (`emberfs chains plan` shows what that comes to).
     pub targets_per_disk: u32,
     /// How long a storage server may serve after its last answered heartbeat, milliseconds. A
     /// silent server is replaced after this time.
     pub lease_ms: u64,
-    /// Interval of storage servers' heartbeats, milliseconds; a fifth of the lease or less.
+    /// Interval of storage servers' heartbeats, milliseconds; at most half of the lease, a fifth is usual.
     pub heartbeat_ms: u64,
     /// How long a silent client keeps its open files, milliseconds.
     pub client_lease_ms: u64,

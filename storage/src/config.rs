@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use emberfs_proto::{Error, ErrorCode, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{
@@ -68,6 +69,33 @@ pub enum Durability {
 }
 
 impl StorageConfig {
+    /// Checks what can be checked without looking at disks and network; [`ErrorCode::InvalidArgument`] names
+    /// the key and what it may be.
+    pub fn validate(&self) -> Result<()> {
+        let bad = |what: String| Err(Error::new(ErrorCode::InvalidArgument, what));
+        if self.node == 0 {
+            return bad("`node` is 0; number storage nodes from 1 up".to_owned());
+        }
+        if self.disks.is_empty() {
+            return bad("`disks` is empty; name at least one disk directory".to_owned());
+        }
+        for (key, address) in [
+            ("meta", &self.meta),
+            ("listen", &self.listen),
+            ("admin_listen", &self.admin_listen),
+        ] {
+            let port = address
+                .rsplit_once(':')
+                .map(|(_, port)| port.parse::<u16>());
+            if !matches!(port, Some(Ok(_))) {
+                return bad(format!(
+                    "`{key}` is {address:?}; write host:port, such as \"10.0.0.1:7500\""
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// The defaults for a node with these disks.
     pub fn new(node: u32, meta: impl Into<String>, disks: Vec<PathBuf>) -> Self {
         Self {
@@ -114,5 +142,32 @@ mod defaults {
     }
     pub(super) fn resync_parallel() -> usize {
         8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let good = || StorageConfig::new(1, "meta:7400", vec!["/disk".into()]);
+        good().validate().unwrap();
+        let with = |change: &dyn Fn(&mut StorageConfig)| {
+            let mut config = good();
+            change(&mut config);
+            config
+        };
+        for (key, config) in [
+            ("`node`", with(&|c| c.node = 0)),
+            ("`disks`", with(&|c| c.disks.clear())),
+            ("`meta`", with(&|c| c.meta = "meta".to_owned())),
+            ("`listen`", with(&|c| c.listen = "0.0.0.0:many".to_owned())),
+            ("`admin_listen`", with(&|c| c.admin_listen = String::new())),
+        ] {
+            let error = config.validate().unwrap_err();
+            assert_eq!(error.code, ErrorCode::InvalidArgument);
+            assert!(error.message.contains(key), "{error}");
+        }
     }
 }

@@ -29,7 +29,7 @@ pub async fn run(
     stop: CancellationToken,
     ready: impl FnOnce(SocketAddr) + Send,
 ) -> Result<()> {
-    validate(&config)?;
+    config.validate()?;
     let node = NodeId(config.node);
     let data = bind(&config.listen, "listen").await?;
     let admin = bind(&config.admin_listen, "admin_listen").await?;
@@ -235,17 +235,6 @@ impl Found {
     fn map(&self) -> MapVersion {
         self.identity.map_or(MapVersion(0), |identity| identity.map)
     }
-}
-
-fn validate(config: &StorageConfig) -> Result<()> {
-    let invalid = |what: &str| Err(Error::new(ErrorCode::InvalidArgument, what));
-    if config.node == 0 {
-        return invalid("`node` is 0; number storage nodes from 1 up");
-    }
-    if config.disks.is_empty() {
-        return invalid("`disks` is empty; name at least one disk directory");
-    }
-    Ok(())
 }
 
 fn one_cluster(found: &[Found]) -> Result<Option<ClusterId>> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use emberfs_tests::{ClusterOptions, TestCluster, pattern};
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
 /// A lease that no operation may wait for.
@@ -78,7 +79,7 @@ fn a_rolling_restart_of_all_storage_servers_costs_no_lease() -> Result<()> {
 }
 
 #[test]
-fn a_silent_server_costs_its_lease_and_no_more_than_a_second() -> Result<()> {
+fn a_silent_server_costs_its_lease_and_little_more() -> Result<()> {
     let lease_ms = 2000.0;
     let cluster = one_chain(&["meta.lease_ms=2000", "meta.heartbeat_ms=400"])?;
     let faults = pause(&cluster, &["--freeze", "head,tail"])?;
@@ -96,7 +97,7 @@ fn a_silent_server_costs_its_lease_and_no_more_than_a_second() -> Result<()> {
 }
 
 #[test]
-fn whoever_returns_first_revives_a_chain_that_lost_all_its_replicas() -> Result<()> {
+fn a_chain_that_lost_all_its_replicas_at_once_comes_back_whole_in_any_order() -> Result<()> {
     let cluster = TestCluster::with(ClusterOptions {
         settings: vec!["meta.targets_per_disk=1".to_owned()],
         ..ClusterOptions::new(3, 3)
@@ -108,12 +109,11 @@ fn whoever_returns_first_revives_a_chain_that_lost_all_its_replicas() -> Result<
         fs::write(&path, &content)?;
         fs::File::open(&path)?.sync_all()?;
         files.push((path, content));
-        // All at once: none of them has a later version than another.
-        for node in 1..=3 {
-            rustix::process::kill_process(
-                cluster.pid(&format!("storage-{node}"))?,
-                rustix::process::Signal::KILL,
-            )?;
+        // All at once: what the manager hears of the first must not take long enough to matter.
+        for signal in [Signal::STOP, Signal::KILL] {
+            for node in 1..=3 {
+                kill_process(cluster.pid(&format!("storage-{node}"))?, signal)?;
+            }
         }
         cluster.wait_status(2, HEAL)?;
         for node in order {

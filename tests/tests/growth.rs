@@ -175,7 +175,11 @@ fn damage_is_repaired(cluster: &TestCluster) -> Result<()> {
 fn moves_are_paused_slowed_and_resumed_by_the_verb_that_asked_for_them() -> Result<()> {
     let cluster = cluster(3, 2, false)?;
     let drain = |extra: &[&str]| cluster.emberfs("drain", &[&["storage-3"], extra].concat());
+    let before = held(&cluster.status_json()?);
     drain(&["--pause", "--dry-run"])?.expect_code(2)?;
+    cluster
+        .emberfs("drain", &["everything", "--pause"])?
+        .expect_refusal(&["node/1 or disk/ID"])?;
     drain(&["--pause"])?.expect_code(0)?;
     drain(&["--detach", "--rate", "64M"])?.expect_code(0)?;
     let settings = cluster.emberfs("settings", &["--json"])?.json()?;
@@ -186,8 +190,8 @@ fn moves_are_paused_slowed_and_resumed_by_the_verb_that_asked_for_them() -> Resu
     // The manager has heard of the drain and moves nothing.
     let plan = drain(&["--dry-run"])?.expect_code(0)?;
     ensure!(plan.stdout.contains("to move"), "{plan:?}");
-    let before = held(&cluster.status_json()?);
-    ensure!(before[&3] > 0, "moved although paused: {before:?}");
+    let paused = held(&cluster.status_json()?);
+    ensure!(paused == before, "moved although paused: {paused:?}");
     drain(&["--resume", "--rate", "0"])?.expect_code(0)?;
     let after = held(&cluster.status_json()?);
     ensure!(after[&3] == 0, "{after:?}");

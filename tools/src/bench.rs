@@ -13,7 +13,7 @@ mod subject;
 
 use std::time::Instant;
 
-use crate::cli::{BenchArgs, Workload};
+use crate::cli::{BenchArgs, DirArg, Workload};
 use crate::failure::{Context, Exit, Failure, Result};
 use crate::local::LocalCluster;
 use crate::output::say;
@@ -25,14 +25,17 @@ use subject::{DirSubject, NativeSubject, Subject};
 
 /// `emberfs bench write|read|meta|pause`.
 pub(crate) async fn bench(cluster: Option<String>, args: BenchArgs) -> Result<Exit> {
+    let dir = DirArg {
+        dir: args.dir.clone(),
+    };
     let seat = match &args.path {
         Some(_) => None,
-        None => Some(Seat::find(cluster, &args.dir)?),
+        None => Some(Seat::find(cluster, &dir)?),
     };
     // A mount of the cluster in --dir is measured through --path: its servers' time counts as well.
     let local = match &seat {
         Some(seat) => seat.local.clone(),
-        None => Seat::find(None, &args.dir).ok().and_then(|seat| seat.local),
+        None => Seat::find(None, &dir).ok().and_then(|seat| seat.local),
     };
     let local = local.map(|(dir, plan)| LocalCluster { dir, plan });
     let pids = match &local {

@@ -20,7 +20,9 @@ pub(crate) const DEFAULT_MOUNT: &str = "./emberfs-mnt";
     max_term_width = 100
 )]
 pub(crate) struct Cli {
-    /// Address (host:port) of the cluster's metadata server [default: the cluster in --dir]
+    /// Address (host:port) of the cluster's metadata server, for commands that ask a running cluster; `up`,
+    /// `down`, `start`, `stop` and the servers act on --dir or their configuration [default: the cluster
+    /// in --dir]
     #[arg(long, global = true, env = "EMBERFS_CLUSTER", value_name = "ADDR")]
     pub(crate) cluster: Option<String>,
     /// What to do
@@ -162,7 +164,9 @@ pub(crate) struct MountArgs {
     pub(crate) addr: String,
     /// Directory to mount on
     pub(crate) mountpoint: PathBuf,
-    /// ro, allow_other, subdir=, fsname=, subtype=, direct_io, transport=auto|classic|ring, …
+    /// ro, [no]allow_other, auto_unmount, subdir=, fsname=, subtype=, direct_io, sync, dirsync, threads=,
+    /// max_background=, read_ahead_kb=, attr_timeout=, entry_timeout=, transport=auto|classic, [no]suid,
+    /// [no]dev, [no]exec, [no]atime
     #[arg(short = 'o', value_name = "OPTIONS", allow_hyphen_values = true)]
     pub(crate) options: Vec<String>,
     /// Stay in the foreground and log to standard error
@@ -255,7 +259,8 @@ pub(crate) struct PlanArgs {
     /// Copies of each chunk
     #[arg(long, value_name = "K", default_value_t = 3, requires = "nodes", value_parser = clap::value_parser!(u32).range(1..=16))]
     pub(crate) replicas: u32,
-    /// Targets on each disk, at least [default: 8, or so many more that the load can be even]
+    /// Targets on each disk, at least [default: 20 up to 64 disks, 8 beyond, or so many more that the
+    /// load can be even]
     #[arg(long, value_name = "T", requires = "nodes", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(crate) targets_per_disk: Option<u32>,
     /// Estimate how long redundancy takes to come back after a node's death, with up to N nodes
@@ -416,8 +421,9 @@ pub(crate) struct MoveArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct BenchArgs {
-    #[command(flatten)]
-    pub(crate) dir: DirArg,
+    /// Directory of the cluster on this host
+    #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_DIR)]
+    pub(crate) dir: PathBuf,
     /// Measure this directory (a mount, a local disk) instead of a cluster through the native client
     #[arg(long, value_name = "DIR", global = true)]
     pub(crate) path: Option<PathBuf>,
@@ -481,10 +487,10 @@ pub(crate) struct PauseArgs {
     /// Kill -9 this storage server, then start it again; or the head, middle or tail of the first chain
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub(crate) kill: Vec<String>,
-    /// Suspend this storage server for longer than its lease, then let it go on
+    /// Suspend this storage server for longer than its lease, then let it go on; or head, middle or tail
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub(crate) freeze: Vec<String>,
-    /// Stop this storage server cleanly, then start it again
+    /// Stop this storage server cleanly, then start it again; or head, middle or tail
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub(crate) restart: Vec<String>,
     /// Restart all storage servers cleanly, one after the other

@@ -39,7 +39,8 @@ pub(crate) fn check(args: &ConfigCheckArgs) -> Result<Exit> {
             config.validate().context(args.file.display())?;
         }
         ServerKind::Storage => {
-            parse::<emberfs_storage::config::StorageConfig>(&text, &args.file)?;
+            let config: emberfs_storage::config::StorageConfig = parse(&text, &args.file)?;
+            config.validate().context(args.file.display())?;
         }
     }
     say(format_args!(

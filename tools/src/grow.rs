@@ -29,8 +29,7 @@ use servers::Servers;
 pub(crate) async fn node(cluster: Option<String>, args: NodeArgs) -> Result<Exit> {
     let seat = Seat::find(cluster, &DirArg { dir: args.dir })?;
     match args.command {
-        NodeCommand::Add(args) if steer(&seat, &args.moves).await? => add_node(&seat, args).await,
-        NodeCommand::Add(_) => Ok(Exit::Success),
+        NodeCommand::Add(args) => add_node(&seat, args).await,
         NodeCommand::Remove(args) => remove_node(&seat, args).await,
     }
 }
@@ -39,8 +38,7 @@ pub(crate) async fn node(cluster: Option<String>, args: NodeArgs) -> Result<Exit
 pub(crate) async fn disk(cluster: Option<String>, args: DiskArgs) -> Result<Exit> {
     let seat = Seat::find(cluster, &DirArg { dir: args.dir })?;
     match args.command {
-        DiskCommand::Add(args) if steer(&seat, &args.moves).await? => add_disk(&seat, args).await,
-        DiskCommand::Add(_) => Ok(Exit::Success),
+        DiskCommand::Add(args) => add_disk(&seat, args).await,
     }
 }
 
@@ -59,7 +57,7 @@ async fn steer(seat: &Seat, moves: &MoveArgs) -> Result<bool> {
     }
     if moves.pause {
         say(
-            "Moves are paused in the whole cluster; type the same with --resume to let them go on",
+            "Moves are paused in the whole cluster; `emberfs settings migrations_paused=false` lets them go on",
         )?;
     }
     Ok(!moves.pause)
@@ -68,6 +66,9 @@ async fn steer(seat: &Seat, moves: &MoveArgs) -> Result<bool> {
 /// `emberfs node add [NODE]`.
 async fn add_node(seat: &Seat, args: NodeAddArgs) -> Result<Exit> {
     let asked = args.node.as_deref().map(names::node).transpose()?;
+    if !steer(seat, &args.moves).await? {
+        return Ok(Exit::Success);
+    }
     let map = rpc::map(&seat.address).await?;
     let node = match (asked, Servers::of(seat)?) {
         (None, None) => {
@@ -158,6 +159,9 @@ async fn add_disk(seat: &Seat, args: DiskAddArgs) -> Result<Exit> {
             node.0
         ));
     }
+    if !steer(seat, &args.moves).await? {
+        return Ok(Exit::Success);
+    }
     let mut as_if = Vec::new();
     let disk = match names::disk_at(&map, node, &path) {
         Some(disk) => disk,
@@ -199,9 +203,6 @@ async fn add_disk(seat: &Seat, args: DiskAddArgs) -> Result<Exit> {
 /// `emberfs drain WHAT`.
 pub(crate) async fn drain(cluster: Option<String>, args: DrainArgs) -> Result<Exit> {
     let seat = Seat::find(cluster, &args.dir)?;
-    if !steer(&seat, &args.moves).await? {
-        return Ok(Exit::Success);
-    }
     let map = rpc::map(&seat.address).await?;
     let request = match names::thing(&map, &args.what)? {
         Thing::Node(node) => pb::ChangeRequest {
@@ -215,6 +216,9 @@ pub(crate) async fn drain(cluster: Option<String>, args: DrainArgs) -> Result<Ex
             ..Default::default()
         },
     };
+    if !steer(&seat, &args.moves).await? {
+        return Ok(Exit::Success);
+    }
     carry_out(
         &seat,
         request,
@@ -227,11 +231,11 @@ pub(crate) async fn drain(cluster: Option<String>, args: DrainArgs) -> Result<Ex
 /// `emberfs replace OLD NEW`.
 pub(crate) async fn replace(cluster: Option<String>, args: ReplaceArgs) -> Result<Exit> {
     let seat = Seat::find(cluster, &args.dir)?;
+    let map = rpc::map(&seat.address).await?;
+    let old = names::disk(&map, &args.old)?;
     if !steer(&seat, &args.moves).await? {
         return Ok(Exit::Success);
     }
-    let map = rpc::map(&seat.address).await?;
-    let old = names::disk(&map, &args.old)?;
     let retire = |dry_run| pb::ChangeRequest {
         verb: Verb::RetireDisk.into(),
         disk: old.to_bytes(),

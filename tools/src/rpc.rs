@@ -33,7 +33,8 @@ pub(crate) struct Seat {
 impl Seat {
     /// From `--cluster` or `EMBERFS_CLUSTER`, else from the directory of a cluster on this host.
     pub(crate) fn find(cluster: Option<String>, dir: &DirArg) -> Result<Self> {
-        if let Some(address) = cluster {
+        // An empty variable of the environment names none.
+        if let Some(address) = cluster.filter(|address| !address.is_empty()) {
             return Ok(Self {
                 address,
                 local: None,

@@ -17,7 +17,7 @@ Keys (changes are in force everywhere within moments and survive restarts):
   resync_bytes_per_second  what a node sends to returning and moving replicas, such as 200M; 0: no limit
   resync_share_percent     how much of the time a node sends to them while clients use it, 1 to 100
   migrations               replicas that move at the same time in the whole cluster
-  migrations_paused        true: no further replica begins to move
+  migrations_paused        true: no replica moves, what is on its way waits
   scrub_bytes_per_second   what the scrub of a disk reads, such as 32M; 0: no limit
   scrub_interval_seconds   how often the scrub of a disk begins a whole pass, such as 86400; 0: never by itself
 

@@ -3,6 +3,7 @@
 
 mod decide;
 mod membership;
+mod mirrored;
 mod steps;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -196,16 +197,6 @@ impl Replica {
     /// Requests refused by chain version, role, state or lease since the start.
     pub fn refused(&self) -> u64 {
         self.refused
-    }
-
-    /// Whether the SYNCING successor has acknowledged the whole chunk under chain version `version`, which is
-    /// in force here: a resync need not send it.
-    pub fn is_mirrored(&self, version: ChainVersion, key: ChunkKey) -> bool {
-        let in_force = self
-            .view
-            .as_ref()
-            .is_some_and(|view| view.version == version);
-        in_force && self.mirrored.contains(&key)
     }
 
     /// Chunks with work in progress.

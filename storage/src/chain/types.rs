@@ -32,7 +32,7 @@ pub struct View {
 pub struct Successor {
     /// Which target.
     pub target: TargetId,
-    /// It is being synced, so it receives whole chunks.
+    /// It is being synced: it receives a chunk whole first, and then what changes.
     pub syncing: bool,
 }
 
@@ -358,14 +358,14 @@ pub enum Action {
         /// Repeat this in the answer.
         chain_version: ChainVersion,
     },
-    /// Bring the SYNCING successor up to date, starting over at each of these.
+    /// Bring the SYNCING successor up to date; a pass of an older chain version is over.
     StartResync {
         /// The chain version of the pass.
         chain_version: ChainVersion,
         /// The successor.
         to: TargetId,
-        /// Chunks with work in progress now: they are sent whatever the comparison says, because
-        /// that work began before the successor was there to hear of it.
+        /// Chunks with work in progress now: they are sent at the end whatever the comparison says, because
+        /// that work began before the successor was there to hear of it, unless it has acknowledged them whole.
         busy: Vec<ChunkKey>,
     },
     /// The local state changed: tell the manager now.

@@ -2,6 +2,7 @@
 
 mod messages;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,6 +16,7 @@ use emberfs_proto::wire::server::{Incoming, Outgoing, Service};
 use emberfs_proto::wire::{Call, Channel, Opcode, decode, frame::MAX_PAYLOAD};
 use emberfs_proto::{Error, ErrorCode, Result, pb};
 use futures::StreamExt;
+use futures::future::join_all;
 use futures::stream;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -89,6 +91,13 @@ impl Data {
         Ok((self.node.host(TargetId(target))?, version))
     }
 
+    /// As [`Self::chain`] without a wait: of one of many, which have waited together.
+    fn host(&self, chain: Option<&pb::ChainRef>) -> Result<(Arc<TargetHost>, ChainVersion)> {
+        let chain = required(chain, "chain")?;
+        let host = self.node.host_of_chain(ChainId(chain.chain), Wanted::Any)?;
+        Ok((host, ChainVersion(chain.version)))
+    }
+
     async fn reached(&self, chain: Option<&pb::ChainRef>) -> Result<(ChainId, ChainVersion)> {
         let chain = required(chain, "chain")?;
         let (chain, version) = (ChainId(chain.chain), ChainVersion(chain.version));
@@ -106,7 +115,14 @@ impl Data {
             );
             return Err(Error::new(ErrorCode::InvalidArgument, what));
         }
-        // Before any budget is taken: a repair may wait for another server's.
+        // Before any budget is taken, and for all items at the same time.
+        let chains = request.items.iter().filter_map(|item| item.chain.as_ref());
+        let chains: BTreeSet<_> = chains.map(|c| (c.chain, c.version)).collect();
+        let reached = chains
+            .into_iter()
+            .map(|(chain, version)| self.node.reached(ChainId(chain), ChainVersion(version)));
+        let _ = tokio::time::timeout_at(deadline.into(), join_all(reached)).await;
+        // Neither: a repair may wait for another server's.
         for item in request.items.iter().filter(|item| item.suspect) {
             self.repair_suspect(item).await?;
         }
@@ -154,7 +170,7 @@ impl Data {
 
     /// A client was sent bytes that do not match their checksum.
     async fn repair_suspect(&self, item: &pb::ReadItem) -> Result<()> {
-        let (host, ..) = self.chain(item.chain.as_ref(), Wanted::Any).await?;
+        let (host, _) = self.host(item.chain.as_ref())?;
         let key = ChunkKey::new(item.inode, item.index);
         let committed = ReadVersion::Committed;
         self.node
@@ -191,7 +207,7 @@ impl Data {
     }
 
     async fn read_item(&self, item: pb::ReadItem) -> Result<ReadData> {
-        let (host, version) = self.chain(item.chain.as_ref(), Wanted::Any).await?;
+        let (host, version) = self.host(item.chain.as_ref())?;
         let key = ChunkKey::new(item.inode, item.index);
         if item
             .offset

@@ -5,7 +5,7 @@
 //! - a *share*: while clients use the node, one chunk moves at a time, and after each the node rests so
 //!   long that moving has taken no more than that share of the time. An idle node does not rest.
 //!
-//! Neither can starve a pass: a rest is bounded, the bucket lets a chunk go as soon as it holds one byte
+//! Neither can starve a pass: a rest is bounded, a transfer that is stuck is not waited for, the bucket lets a chunk go as soon as it holds one byte
 //! (what exceeds it is debt), and whoever waits longest is next, whichever pass it belongs to.
 //!
 //! Memory is bounded as well: so many chunks and so many bytes of the whole node are on their way.
@@ -28,7 +28,8 @@ const MAX_BYTES: u32 = 2 * MAX_CHUNK_SIZE;
 const BYTES_UNIT: u32 = 4096;
 /// Clients count as active while a request is in progress and for so long after it.
 const FOREGROUND_WINDOW: Duration = Duration::from_millis(250);
-/// Longest rest after a chunk: what the share may cost when the disk is slow.
+/// Longest rest after a chunk, and longest wait for another that is on its way: what the share may cost when
+/// a disk is slow.
 const MAX_REST: Duration = Duration::from_secs(1);
 /// The bucket holds what flows in within this time.
 const BURST: Duration = Duration::from_millis(250);
@@ -177,6 +178,8 @@ struct Limits {
     level: f64,
     filled: Instant,
     in_flight: usize,
+    /// When the last transfer began.
+    begun: Instant,
     rest_until: Instant,
 }
 
@@ -189,6 +192,7 @@ impl Limits {
             level: 0.0,
             filled: now,
             in_flight: 0,
+            begun: now,
             rest_until: now,
         }
     }
@@ -212,8 +216,10 @@ impl Limits {
     /// `None`: the transfer begins. Otherwise how long to wait before asking again.
     fn admit(&mut self, now: Instant, bytes: u32, clients_active: bool) -> Option<Duration> {
         if clients_active && self.share_percent < 100 {
-            if self.in_flight > 0 {
-                return Some(MAX_REST);
+            // One that takes longer is stuck, at its successor or behind a client's write: others go on.
+            let turn = self.begun + MAX_REST;
+            if self.in_flight > 0 && now < turn {
+                return Some(turn - now);
             }
             if now < self.rest_until {
                 return Some(self.rest_until - now);
@@ -230,6 +236,7 @@ impl Limits {
             self.level -= f64::from(bytes);
         }
         self.in_flight += 1;
+        self.begun = now;
         None
     }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use emberfs_proto::ids::{ChainId, ChainVersion, ChunkKey, TargetId};
 use emberfs_proto::wire::{Call, Channel, Opcode, Reply};
-use emberfs_proto::{Error, ErrorCode, Result, pb};
+use emberfs_proto::{Error, ErrorCode, Result, RetryClass, pb};
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::{Node, TargetHost};
@@ -26,6 +26,8 @@ pub(super) use progress::Progress;
 
 /// Longest wait for one answer of the successor.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Sendings of one SYNC_DONE.
+const SYNC_DONE_ATTEMPTS: u32 = 3;
 /// First and longest wait after a failed pass.
 const BACK_OFF: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
 
@@ -77,10 +79,17 @@ impl Pass<'_> {
         {
             let _turn = self.node.pacer.pass().await?;
             let mut survey = Comparison::default();
+            let (mut chunks, mut bytes) = (0, 0);
             while let Some(stretch) = survey.next(self).await? {
-                let bytes = stretch.differing.iter().map(|w| u64::from(w.bytes)).sum();
-                progress.found(stretch.compared, bytes);
+                chunks += stretch.compared;
+                bytes += stretch
+                    .differing
+                    .iter()
+                    .map(|w| u64::from(w.bytes))
+                    .sum::<u64>();
             }
+            // All at once: half of it would look like all that is left.
+            progress.found(chunks, bytes);
         }
         // Turns are given in order: all that wait have been surveyed before the first of them begins.
         let _turn = self.node.pacer.pass().await?;
@@ -107,7 +116,20 @@ impl Pass<'_> {
             chain: Some(self.chain()),
             target: self.to.0,
         };
-        self.call(Opcode::SyncDone, &body).await?;
+        // Until it has arrived nobody may decide about writes on their way: not worth another pass.
+        for attempt in 1.. {
+            match self.call(Opcode::SyncDone, &body).await {
+                Err(error)
+                    if error.retry() == RetryClass::Reconnect && attempt < SYNC_DONE_ATTEMPTS =>
+                {
+                    tokio::time::sleep(BACK_OFF[0]).await;
+                }
+                answer => {
+                    answer?;
+                    break;
+                }
+            }
+        }
         Ok(())
     }
 
@@ -132,6 +154,15 @@ impl Pass<'_> {
         if brought() {
             transfer.give_back();
             return Ok(());
+        }
+        if self
+            .host
+            .view()
+            .is_none_or(|view| view.version != self.version)
+        {
+            transfer.give_back();
+            let what = "the chain changed during the resync pass";
+            return Err(Error::new(ErrorCode::StaleChainVersion, what));
         }
         let chain_version = self.version;
         let event = |request| Event::Resync {

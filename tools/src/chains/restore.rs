@@ -1,6 +1,6 @@
 //! How long full redundancy takes to come back, by number of nodes.
 
-use emberfs_meta::cluster::placement::FEW_TARGETS;
+use emberfs_meta::cluster::placement::default_targets;
 use emberfs_meta::cluster::placement::restore::{Estimate, Hardware, Limit, Study, study};
 use serde::Serialize;
 
@@ -54,8 +54,10 @@ impl RestoreReport {
             .map(|(part, of)| (nodes * part / of).max(fewest).min(nodes))
             .collect();
         sizes.dedup();
-        let wanted = args.targets_per_disk.unwrap_or(FEW_TARGETS);
         let size = |&nodes: &u32| {
+            let wanted = args
+                .targets_per_disk
+                .unwrap_or_else(|| default_targets((nodes * args.disks) as usize));
             let study = study(nodes, args.disks, args.replicas, wanted, &hardware)?;
             Ok(Size::from(study))
         };

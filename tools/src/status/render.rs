@@ -226,7 +226,7 @@ fn resync(report: &StatusReport) -> String {
 fn progress(of: &ResyncReport) -> String {
     let left = match of.eta_seconds {
         Some(seconds) => format!("{} left", show::duration_ms(seconds * 1000)),
-        None if of.chunks_total == 0 => "waiting for its turn".to_owned(),
+        None if of.chunks_total == 0 => "comparing, or waiting for its turn".to_owned(),
         None => "time left unknown".to_owned(),
     };
     format!(

@@ -9,17 +9,13 @@ use emberfs_proto::{Error, ErrorCode, Result, RetryClass};
 
 use super::decide::{self, Decision};
 use super::{Op, Phase, Received, Replica, Source, pass_over};
-use crate::chain::types::{
-    Action, Content, Event, Forward, OpId, Outcome, Update, UpdateKind, View,
-};
+use crate::chain::types::{Action, Content, Event, Forward, OpId, Outcome, Update, UpdateKind};
 use crate::engine::{ChunkMeta, PendingMeta, Prepare, ReadVersion};
 
 /// First wait before a failed forward is sent again; doubles up to [`MAX_RETRY`]. A new chain version does not wait.
 const FIRST_RETRY: Duration = Duration::from_millis(2);
 /// Stands for recovery where a timer names its work; pieces of work count from 1.
 pub(super) const RECOVERY: OpId = OpId(0);
-/// Chunks that a syncing successor is remembered to hold, 16 bytes each; others come whole again.
-const MAX_MIRRORED: usize = 1 << 16;
 /// Longest wait between two sendings, and before recovery is tried again.
 pub(super) const MAX_RETRY: Duration = Duration::from_millis(100);
 
@@ -264,17 +260,6 @@ impl Replica {
         });
     }
 
-    /// The SYNCING successor has acknowledged a chunk: whole, because it has no other way to hold it, or as
-    /// removed. One that is created again comes whole anyway.
-    fn mirror(&mut self, key: ChunkKey, removed: bool) {
-        let syncing = |view: &View| view.successor.is_some_and(|next| next.syncing);
-        if removed {
-            self.mirrored.remove(&key);
-        } else if self.view.as_ref().is_some_and(syncing) && self.mirrored.len() < MAX_MIRRORED {
-            self.mirrored.insert(key);
-        }
-    }
-
     /// Commits whatever the successor says: what two of the mutants do.
     pub(super) fn commit_now(&mut self, id: OpId, out: &mut Vec<Action>) {
         let chain = self.view.as_ref().map_or(ChainVersion(0), |v| v.version);
@@ -426,9 +411,11 @@ impl Replica {
         let key = op.update.key;
         let removes = matches!(op.update.kind, UpdateKind::Remove);
         if op.source == Source::Resync {
-            if result.is_ok() || mutated!(self, TrustFailedCopies) {
-                self.mirror(key, removes);
-            }
+            let holds = result
+                .as_ref()
+                .is_ok_and(|theirs| op.is_mirrored_by(theirs));
+            let holds = holds || mutated!(self, TrustFailedCopies);
+            self.mirror(key, holds);
             return self.finish(id, result, lease, out);
         }
         match result {
@@ -447,7 +434,8 @@ impl Replica {
                     version: op.version,
                     chain: theirs.chain,
                 });
-                self.mirror(key, removes);
+                let holds = op.is_mirrored_by(&theirs);
+                self.mirror(key, holds);
             }
             // For certain only if no earlier sending can arrive later and be stored then.
             Err(error) if error.code == ErrorCode::NoSpace && !op.exposed && !op.unsure => {

@@ -14,6 +14,7 @@ use crate::cli::PauseArgs;
 use crate::cluster_dir::storage_name;
 use crate::failure::{Context, Failure, Result, fail};
 use crate::local::LocalCluster;
+use crate::process::Running;
 use crate::rpc;
 
 use super::Event;
@@ -144,12 +145,30 @@ struct Driver<'a> {
 }
 
 impl Driver<'_> {
+    /// Whatever goes wrong, and when the user has enough, nothing is left suspended or down.
     async fn carry_out(&self, fault: &Fault) -> Result<()> {
         let (name, role) = self.resolve(&fault.victim).await?;
-        let process = self.cluster.process(&name);
-        let Some(running) = process.running().await? else {
+        let Some(running) = self.cluster.process(&name).running().await? else {
             return fail(format!("{name} is not running: start it first"));
         };
+        let outcome = tokio::select! {
+            outcome = self.disturb(fault, &name, role, &running) => outcome,
+            _ = tokio::signal::ctrl_c() => fail("interrupted"),
+        };
+        if outcome.is_err() {
+            let _ = running.signal(Signal::CONT);
+            self.cluster.start(&name).await?;
+        }
+        outcome
+    }
+
+    async fn disturb(
+        &self,
+        fault: &Fault,
+        name: &str,
+        role: &str,
+        running: &Running,
+    ) -> Result<()> {
         let from = self.clock.elapsed();
         match fault.kind {
             Kind::Kill => {
@@ -157,32 +176,30 @@ impl Driver<'_> {
                 if !running.exits_within(EXIT_LIMIT).await? {
                     return fail(format!("{name} survives being killed; see `dmesg`"));
                 }
-                self.until(NOTICE_LIMIT, |map| !is_serving(map, &name))
+                self.until(NOTICE_LIMIT, |map| !is_serving(map, name))
                     .await?;
                 tokio::time::sleep(fault.down).await;
                 self.note(format!("kill {name}{role}"), from)?;
             }
             Kind::Freeze => {
                 running.signal(Signal::STOP)?;
-                let noticed = self
-                    .until(NOTICE_LIMIT, |map| !is_serving(map, &name))
-                    .await;
+                let noticed = self.until(NOTICE_LIMIT, |map| !is_serving(map, name)).await;
                 tokio::time::sleep(fault.down).await;
                 self.note(format!("silence {name}{role}"), from)?;
                 let from = self.clock.elapsed();
                 running.signal(Signal::CONT)?;
                 noticed?;
-                return self.heal(&name, from).await;
+                return self.heal(name, from).await;
             }
             Kind::Restart => {
-                self.cluster.stop(&name, false).await?;
-                self.note(format!("stop {name}{role}"), from)?;
+                self.cluster.stop(name, false).await?;
                 tokio::time::sleep(fault.down).await;
+                self.note(format!("stop {name}{role}"), from)?;
             }
         }
         let from = self.clock.elapsed();
-        self.cluster.start(&name).await?;
-        self.heal(&name, from).await
+        self.cluster.start(name).await?;
+        self.heal(name, from).await
     }
 
     async fn heal(&self, name: &str, from: Duration) -> Result<()> {
