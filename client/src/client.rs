@@ -47,6 +47,7 @@ impl Client {
                 "the metadata server did not say which cluster it serves",
             )
         })?;
+        meta.belong_to(cluster);
         let root = attr_of(hello.root)?.id();
         let map = MapWatch::start(meta.cluster(), cluster, limit, stop.clone()).await?;
         let io = ChunkIo::new(

@@ -6,9 +6,10 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use emberfs_proto::ids::ClientId;
+use emberfs_proto::ids::{ClientId, ClusterId};
 use emberfs_proto::pb::{self, cluster_client::ClusterClient, metadata_client::MetadataClient};
 use emberfs_proto::{Error, ErrorCode, Result};
 use parking_lot::Mutex;
@@ -42,6 +43,8 @@ pub(crate) struct MetaRpc {
     cluster: ClusterClient<Channel>,
     addr: String,
     client: ClientId,
+    /// The cluster that this client belongs to, once it is known.
+    own: OnceLock<ClusterId>,
     requests: Mutex<Requests>,
     limit: Option<Duration>,
     stop: CancellationToken,
@@ -91,10 +94,16 @@ impl MetaRpc {
             cluster: cluster.max_decoding_message_size(MAX_MESSAGE),
             addr: addr.to_owned(),
             client,
+            own: OnceLock::new(),
             requests: Mutex::default(),
             limit,
             stop,
         })
+    }
+
+    /// From now on only the metadata server of this cluster may answer; the first one counts.
+    pub(crate) fn belong_to(&self, cluster: ClusterId) {
+        self.own.get_or_init(|| cluster);
     }
 
     /// Who this client is.
@@ -176,6 +185,7 @@ impl MetaRpc {
             gid: creds.gid,
             groups: creds.groups.clone(),
             acknowledged,
+            cluster: self.own.get().map(|id| id.to_bytes()).unwrap_or_default(),
         }
     }
 }

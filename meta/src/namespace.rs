@@ -102,13 +102,28 @@ impl Namespace {
         }
     }
 
+    /// Who asks. Whoever means another cluster is refused: inode numbers of that one mean something here, too.
+    fn who(&self, caller: Option<&pb::Caller>) -> Result<Who> {
+        if let Some(meant) = caller.and_then(|caller| ClusterId::from_bytes(&caller.cluster))
+            && meant != self.cluster
+        {
+            let what = format!(
+                "this is the metadata server of cluster {}, the client belongs to {meant}; mount the address of its own \
+                 metadata server",
+                self.cluster
+            );
+            return Err(Error::new(ErrorCode::WrongCluster, what));
+        }
+        Who::of(caller)
+    }
+
     /// A request that only looks.
     async fn look<T: Send + 'static>(
         &self,
         caller: Option<&pb::Caller>,
         body: impl FnOnce(&mut tx::Tx<'_>, &Who) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let who = Who::of(caller)?;
+        let who = self.who(caller)?;
         self.core.sessions.touch(who.client, 0, who.acknowledged)?;
         self.blocking(move |core| core.read(|tx| body(tx, &who)))
             .await
@@ -121,7 +136,7 @@ impl Namespace {
         operation: Operation,
         mut body: impl FnMut(&mut tx::Tx<'_>, &Who) -> Result<R> + Send + 'static,
     ) -> Result<R> {
-        let who = Who::of(caller)?;
+        let who = self.who(caller)?;
         self.blocking(move |core| core.mutate(&who, operation, |tx| body(tx, &who)))
             .await
     }
@@ -139,7 +154,7 @@ impl Namespace {
         + Sync
         + 'static,
     ) -> Result<R> {
-        let who = Who::of(caller)?;
+        let who = self.who(caller)?;
         let body = Arc::new(body);
         loop {
             let (who, body) = (who.clone(), body.clone());
@@ -167,7 +182,7 @@ impl Namespace {
     }
 
     pub(crate) async fn attach(&self, req: pb::AttachRequest) -> Result<pb::AttachReply> {
-        let who = Who::of(req.caller.as_ref())?;
+        let who = self.who(req.caller.as_ref())?;
         if !req.cluster.is_empty() && ClusterId::from_bytes(&req.cluster) != Some(self.cluster) {
             let what = format!(
                 "this metadata server belongs to cluster {}, the client to another; check the address",
@@ -211,7 +226,7 @@ impl Namespace {
     }
 
     pub(crate) async fn keep_alive(&self, req: pb::KeepAliveRequest) -> Result<pb::KeepAliveReply> {
-        let who = Who::of(req.caller.as_ref())?;
+        let who = self.who(req.caller.as_ref())?;
         let sessions = &self.core.sessions;
         let pulse = sessions.keep_alive(who.client, who.acknowledged, Instant::now());
         if let Some(upto) = pulse.prune {
@@ -301,7 +316,7 @@ impl Namespace {
     async fn open_read(self: &Arc<Self>, req: &pb::OpenRequest) -> Result<pb::OpenReply> {
         let inode = InodeId(req.inode);
         loop {
-            let who = Who::of(req.caller.as_ref())?;
+            let who = self.who(req.caller.as_ref())?;
             self.core
                 .sessions
                 .touch(who.client, who.request, who.acknowledged)?;
@@ -393,7 +408,7 @@ impl Namespace {
 
     pub(crate) async fn close(self: &Arc<Self>, req: pb::SyncRequest) -> Result<pb::AttrReply> {
         let (inode, session) = (InodeId(req.inode), SessionId(req.session));
-        let who = Who::of(req.caller.as_ref())?;
+        let who = self.who(req.caller.as_ref())?;
         let kind = self.core.sessions.check(who.client, inode, session);
         let reply = if kind == Some(false) && req.end.is_none() {
             self.look(req.caller.as_ref(), move |tx, _| {
@@ -419,7 +434,7 @@ impl Namespace {
 
     /// Applies a report of a writer, settling the length from the chunks where it must.
     async fn report(self: &Arc<Self>, req: pb::SyncRequest, close: bool) -> Result<pb::AttrReply> {
-        let who = Arc::new(Who::of(req.caller.as_ref())?);
+        let who = Arc::new(self.who(req.caller.as_ref())?);
         self.core.sessions.touch(who.client, 0, who.acknowledged)?;
         let inode = InodeId(req.inode);
         let req = Arc::new(req);

@@ -83,6 +83,17 @@ async fn both_services_answer_on_one_port_and_what_was_done_survives_a_restart()
         mode: 0o755,
     };
     let made = meta.mkdir(mkdir).await.unwrap().into_inner().attr.unwrap();
+    // A client of another cluster, whose metadata server had this address before.
+    let lost = pb::NameRequest {
+        caller: caller(3).map(|caller| pb::Caller {
+            cluster: emberfs_proto::ids::ClusterId(9).to_bytes(),
+            ..caller
+        }),
+        parent: 1,
+        name: "d".into(),
+    };
+    let error = Error::from(meta.lookup(lost).await.unwrap_err());
+    assert_eq!(error.code, ErrorCode::WrongCluster);
     // Errors keep their code on the way.
     let create = pb::CreateRequest {
         caller: caller(3),

@@ -177,6 +177,7 @@ impl Fixture {
             gid: uid,
             groups: Vec::new(),
             acknowledged: 0,
+            cluster: Bytes::new(),
         })
     }
 
