@@ -38,6 +38,7 @@ impl ChunkRange {
             offset: self.offset,
             len: self.len,
             suspect: false,
+            transfer: false,
         }
     }
 

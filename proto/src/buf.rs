@@ -4,7 +4,10 @@
 //! an [`AlignedBuf`] goes to the disk and to the successor without a copy. Buffers are always
 //! initialised (fresh ones are zeroed by the kernel, reused ones hold old bytes), so no
 //! caller ever sees uninitialised memory. Freed buffers return to a process-wide pool that
-//! is bounded in bytes.
+//! is bounded in bytes. A storage server has them in one region that its rings register with the
+//! kernel ([`arena`]).
+
+pub mod arena;
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
@@ -22,9 +25,13 @@ const MIN_CLASS: usize = ALIGNMENT;
 const CLASSES: usize = 15;
 /// Most bytes of free buffers that each class keeps.
 const POOLED_BYTES_PER_CLASS: usize = 32 << 20;
+/// The same of buffers in the region, which others need as well: only small ones are worth keeping cut.
+const KEPT_CUT_BYTES_PER_CLASS: usize = 1 << 20;
 
-/// Free buffers, one list per power-of-two capacity.
+/// Free buffers of the heap, one list per power-of-two capacity.
 static POOL: [Mutex<Vec<RawBuf>>; CLASSES] = [const { Mutex::new(Vec::new()) }; CLASSES];
+/// Free buffers cut from the region.
+static CUT: [Mutex<Vec<RawBuf>>; CLASSES] = [const { Mutex::new(Vec::new()) }; CLASSES];
 
 struct RawBuf {
     ptr: NonNull<u8>,
@@ -56,6 +63,9 @@ impl RawBuf {
 
 impl Drop for RawBuf {
     fn drop(&mut self) {
+        if arena::owns(self.ptr) {
+            return arena::give(self.ptr, self.capacity);
+        }
         // SAFETY: ptr came from alloc_zeroed with this very layout and is freed once.
         unsafe { dealloc(self.ptr.as_ptr(), Self::layout(self.capacity)) }
     }
@@ -72,8 +82,12 @@ impl AlignedBuf {
     /// rounded up to a power of two of at least 4 KiB.
     pub fn new(len: usize) -> Self {
         let capacity = len.max(MIN_CLASS).next_power_of_two();
-        let pooled = class_of(capacity).and_then(|class| POOL[class].lock().pop());
-        let raw = pooled.unwrap_or_else(|| RawBuf::allocate(capacity));
+        let pooled = |pool: &[Mutex<Vec<RawBuf>>; CLASSES]| pool[class_of(capacity)?].lock().pop();
+        let cut = || arena::take(capacity).map(|ptr| RawBuf { ptr, capacity });
+        let raw = pooled(&CUT)
+            .or_else(cut)
+            .or_else(|| pooled(&POOL))
+            .unwrap_or_else(|| RawBuf::allocate(capacity));
         Self {
             raw: Some(raw),
             len,
@@ -149,8 +163,13 @@ impl Drop for AlignedBuf {
     fn drop(&mut self) {
         let Some(raw) = self.raw.take() else { return };
         if let Some(class) = class_of(raw.capacity) {
-            let mut pool = POOL[class].lock();
-            if (pool.len() + 1) * raw.capacity <= POOLED_BYTES_PER_CLASS {
+            let (pool, most) = if arena::owns(raw.ptr) {
+                (&CUT, KEPT_CUT_BYTES_PER_CLASS)
+            } else {
+                (&POOL, POOLED_BYTES_PER_CLASS)
+            };
+            let mut pool = pool[class].lock();
+            if (pool.len() + 1) * raw.capacity <= most {
                 pool.push(raw);
             }
         }

@@ -6,7 +6,8 @@ use emberfs_proto::{Error, ErrorCode, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{
-    DEFAULT_CACHE_ENTRIES, DEFAULT_INDEX_CACHE_BYTES, DEFAULT_QUEUE_DEPTH, DEFAULT_RESERVE_BYTES,
+    DEFAULT_CACHE_ENTRIES, DEFAULT_INDEX_CACHE_BYTES, DEFAULT_IO_BUFFER_BYTES, DEFAULT_QUEUE_DEPTH,
+    DEFAULT_RESERVE_BYTES,
 };
 
 /// Everything an operator can set. Unknown keys are refused.
@@ -46,6 +47,9 @@ pub struct StorageConfig {
     /// Memory of the index's block cache per disk, bytes.
     #[serde(default = "defaults::index_cache_bytes")]
     pub index_cache_bytes: usize,
+    /// Memory for I/O buffers that is registered with the kernel, bytes; 0: none.
+    #[serde(default = "defaults::io_buffer_bytes")]
+    pub io_buffer_bytes: usize,
     /// Request payload in memory per hop class, bytes (at least the largest chunk, 64 MiB).
     #[serde(default = "defaults::payload_bytes")]
     pub payload_bytes: usize,
@@ -111,6 +115,7 @@ impl StorageConfig {
             cache_entries: defaults::cache_entries(),
             queue_depth: defaults::queue_depth(),
             index_cache_bytes: defaults::index_cache_bytes(),
+            io_buffer_bytes: defaults::io_buffer_bytes(),
             payload_bytes: defaults::payload_bytes(),
             read_bytes: defaults::read_bytes(),
             resync_parallel: defaults::resync_parallel(),
@@ -133,6 +138,9 @@ mod defaults {
     }
     pub(super) fn index_cache_bytes() -> usize {
         super::DEFAULT_INDEX_CACHE_BYTES
+    }
+    pub(super) fn io_buffer_bytes() -> usize {
+        super::DEFAULT_IO_BUFFER_BYTES
     }
     pub(super) fn payload_bytes() -> usize {
         64 << 20

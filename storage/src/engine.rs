@@ -60,10 +60,10 @@ pub use check::{InvariantReport, MAX_VIOLATIONS};
 #[cfg(test)]
 pub(crate) use types::remember;
 pub use types::{
-    BadPage, ChunkMeta, DEFAULT_CACHE_ENTRIES, DEFAULT_INDEX_CACHE_BYTES, DEFAULT_QUEUE_DEPTH,
-    DEFAULT_RESERVE_BYTES, Damage, DiskHealth, DiskState, Durability, EngineConfig, Mark,
-    PendingKind, PendingMeta, Prepare, PrepareKind, REMEMBERED_WRITES, ReadData, ReadVersion,
-    Space,
+    BadPage, ChunkMeta, DEFAULT_CACHE_ENTRIES, DEFAULT_INDEX_CACHE_BYTES, DEFAULT_IO_BUFFER_BYTES,
+    DEFAULT_QUEUE_DEPTH, DEFAULT_RESERVE_BYTES, Damage, DiskHealth, DiskState, Durability,
+    EngineConfig, Mark, PendingKind, PendingMeta, Prepare, PrepareKind, REMEMBERED_WRITES,
+    ReadData, ReadVersion, Space, Verify,
 };
 
 /// The engine of one disk; clones are handles to the same. Dropping the last one ends its threads
@@ -192,7 +192,28 @@ impl Engine {
         offset: u32,
         len: u32,
     ) -> Result<ReadData> {
-        self.core.read(target, chunk, which, offset, len).await
+        let verify = Verify::Page;
+        self.core
+            .read(
+                target,
+                chunk,
+                which,
+                offset..offset.saturating_add(len),
+                verify,
+            )
+            .await
+    }
+
+    /// As [`Engine::read`], of the range `bytes`, which may end beyond the content, checked as `verify` says.
+    pub async fn read_range(
+        &self,
+        target: TargetId,
+        chunk: ChunkKey,
+        which: ReadVersion,
+        bytes: std::ops::Range<u32>,
+        verify: Verify,
+    ) -> Result<ReadData> {
+        self.core.read(target, chunk, which, bytes, verify).await
     }
 
     /// Reads all pages of the committed content and verifies them: `ChecksumMismatch` names the first bad

@@ -266,6 +266,7 @@ async fn open(config: &StorageConfig, lock: &DiskLock) -> Result<Engine> {
         queue_depth: config.queue_depth,
         capacity_bytes: (config.capacity_bytes > 0).then_some(config.capacity_bytes),
         index_cache_bytes: config.index_cache_bytes,
+        io_buffer_bytes: config.io_buffer_bytes,
         ..EngineConfig::new(lock.path())
     };
     blocking(move || Engine::open(engine_config)).await

@@ -40,6 +40,7 @@ async fn read_from(
         offset: 0,
         len: LENGTH as u32,
         suspect: false,
+        transfer: false,
     };
     let body = pb::ReadRequest { items: vec![item] };
     let landing = Landing::Buffer(BytesMut::with_capacity(LENGTH));

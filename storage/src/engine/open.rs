@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use emberfs_proto::buf::arena;
 use emberfs_proto::ids::TargetId;
 use emberfs_proto::{Error, ErrorCode, Result};
 use parking_lot::{Mutex, RwLock};
@@ -68,6 +69,9 @@ pub(super) fn open(config: &EngineConfig) -> Result<Core> {
     let reserve = config.reserve_bytes.min(size / 8);
     let map = SpaceMap::new(allocator, Arc::clone(&files), Arc::clone(&health), reserve);
     map.refresh();
+    if let Err(error) = arena::reserve(config.io_buffer_bytes) {
+        tracing::warn!(%error, "no memory can be registered for I/O buffers: disk I/O costs more");
+    }
     start(config, health, Arc::new(map), Arc::new(index), targets)
 }
 

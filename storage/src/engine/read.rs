@@ -2,8 +2,10 @@
 //!
 //! The pages that cover the range are read whole. A page that is returned whole goes out with its
 //! stored checksum, unlooked at: the reading client verifies it. A page that is returned in
-//! part is verified here, and its fragment gets a checksum of its own.
+//! part is verified here, and its fragment gets a checksum of its own; with [`Verify::Transfer`] only
+//! the sectors of the fragment are read, and nothing is verified.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,11 +15,11 @@ use emberfs_proto::{Error, ErrorCode, Result};
 
 use super::alloc::Block;
 use super::cache::Slot;
-use super::classes::sector_up;
+use super::classes::{SECTOR, sector_up};
 use super::core::{Core, Touch};
 use super::record::{Content, Pending, Record};
 use super::transfer::within;
-use super::types::{ReadData, ReadVersion};
+use super::types::{ReadData, ReadVersion, Verify};
 
 /// A pending version that is replaced under a reader this often in a row makes it come back later.
 const ATTEMPTS: usize = 4;
@@ -37,14 +39,16 @@ impl Core {
         target: TargetId,
         chunk: ChunkKey,
         which: ReadVersion,
-        offset: u32,
-        len: u32,
+        bytes: Range<u32>,
+        verify: Verify,
     ) -> Result<ReadData> {
         let touch = self.touch(target, chunk).await?;
         for _ in 0..ATTEMPTS {
             self.record(&touch).await?;
             let picked = self.pick(&touch, which)?;
-            let result = self.read_picked(&touch, &picked, offset, len).await;
+            let result = self
+                .read_picked(&touch, &picked, bytes.clone(), verify)
+                .await;
             // Bytes of a pending version may be overwritten once it is discarded or replaced.
             if !picked.pending || self.is_current(&touch, &picked.content) {
                 return result;
@@ -116,8 +120,8 @@ impl Core {
         &self,
         touch: &Touch,
         picked: &Picked,
-        offset: u32,
-        len: u32,
+        bytes: Range<u32>,
+        verify: Verify,
     ) -> Result<ReadData> {
         let Picked {
             content,
@@ -126,7 +130,8 @@ impl Core {
             ..
         } = picked;
         let page = *page;
-        let end = content.len.min(offset.saturating_add(len));
+        let offset = bytes.start;
+        let end = content.len.min(bytes.end);
         let answer = |data, checksums| ReadData {
             data,
             checksums,
@@ -137,8 +142,12 @@ impl Core {
         let Some(block) = block.as_ref().filter(|_| offset < end) else {
             return Ok(answer(Bytes::new(), Vec::new()));
         };
-        let first = offset - offset % page;
-        let last = end.next_multiple_of(page).min(sector_up(content.len));
+        let unit = match verify {
+            Verify::Page => page,
+            Verify::Transfer => SECTOR,
+        };
+        let first = offset - offset % unit;
+        let last = end.next_multiple_of(unit).min(sector_up(content.len));
         let buf = self.read_block(touch, block, first..last).await?;
         let mut checksums = Vec::with_capacity(((last - first) / page + 1) as usize);
         for range in fragments(offset, end - offset, page) {
@@ -149,7 +158,7 @@ impl Core {
                 checksums.push(stored);
                 continue;
             }
-            if crc32(&buf[within(&valid, first)]) != stored {
+            if verify == Verify::Page && crc32(&buf[within(&valid, first)]) != stored {
                 return Err(self
                     .health
                     .mismatch(format_args!("{touch} page {n} in {}", block.loc())));
@@ -163,7 +172,13 @@ impl Core {
     /// See [`Engine::verify`](super::Engine::verify).
     pub(super) async fn verify(&self, target: TargetId, chunk: ChunkKey) -> Result<()> {
         let read = self
-            .read(target, chunk, ReadVersion::Committed, 0, u32::MAX)
+            .read(
+                target,
+                chunk,
+                ReadVersion::Committed,
+                0..u32::MAX,
+                Verify::Page,
+            )
             .await?;
         verify_fragments(0, &read.data, read.page_size, &read.checksums).map_err(|bad| {
             let n = bad.start / read.page_size;

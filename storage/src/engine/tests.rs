@@ -20,6 +20,7 @@ use emberfs_proto::{ErrorCode, Result};
 
 use super::{
     ChunkMeta, Durability, Engine, EngineConfig, Prepare, PrepareKind, ReadData, ReadVersion,
+    Verify,
 };
 
 pub(super) const PAGE: u32 = 16 << 10;

@@ -18,6 +18,10 @@ pub const DEFAULT_QUEUE_DEPTH: u32 = 128;
 /// Memory of the index's block cache unless the configuration says otherwise, bytes.
 pub const DEFAULT_INDEX_CACHE_BYTES: usize = 64 << 20;
 
+/// Memory for I/O buffers of the process that is registered with the kernel unless the configuration says
+/// otherwise, bytes: 64 reads of 1 MiB. Buffers beyond it work and cost more.
+pub const DEFAULT_IO_BUFFER_BYTES: usize = 64 << 20;
+
 /// What an acknowledged [`prepare`](super::Engine::prepare) survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Durability {
@@ -46,6 +50,9 @@ pub struct EngineConfig {
     pub capacity_bytes: Option<u64>,
     /// Memory of the index's block cache, bytes.
     pub index_cache_bytes: usize,
+    /// Memory for I/O buffers that is registered with the kernel, bytes; 0: none. One region serves all
+    /// engines of a process, and the first to open decides.
+    pub io_buffer_bytes: usize,
     #[cfg(test)]
     pub(crate) faults: Arc<super::faults::Faults>,
 }
@@ -61,6 +68,7 @@ impl EngineConfig {
             queue_depth: DEFAULT_QUEUE_DEPTH,
             capacity_bytes: None,
             index_cache_bytes: DEFAULT_INDEX_CACHE_BYTES,
+            io_buffer_bytes: DEFAULT_IO_BUFFER_BYTES,
             #[cfg(test)]
             faults: Arc::default(),
         }
@@ -227,6 +235,16 @@ pub enum ReadVersion {
     /// [`StaleChunkVersion`]: emberfs_proto::ErrorCode::StaleChunkVersion
     /// [`MissingVersion`]: emberfs_proto::ErrorCode::MissingVersion
     Exactly(ChunkVersion),
+}
+
+/// What a read of a part of a page is checked against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verify {
+    /// Its whole page is read and compared with the checksum that the writer computed.
+    Page,
+    /// Nothing: only the sectors of the range are read, and their checksum is computed here, so that it covers
+    /// the way to the reader but not the disk. Whole pages keep their writer's checksum.
+    Transfer,
 }
 
 /// What was read.

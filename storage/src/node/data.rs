@@ -23,7 +23,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::repair::{Cause, is_damage};
 use super::{Node, TargetHost, Wanted, admin};
 use crate::chain::{Event, Forward, Outcome, ReadPlan, Update, UpdateKind};
-use crate::engine::{ReadData, ReadVersion};
+use crate::engine::{ReadData, ReadVersion, Verify};
 pub(super) use messages::{mark_message, write_message};
 use messages::{marks, read_result, update};
 
@@ -220,6 +220,12 @@ impl Data {
             );
             return Err(Error::new(ErrorCode::InvalidArgument, what));
         }
+        let range = item.offset..item.offset + item.len;
+        let verify = if item.transfer {
+            Verify::Transfer
+        } else {
+            Verify::Page
+        };
         for _ in 0..READ_ATTEMPTS {
             let wanted = match host.read_plan(key, version)? {
                 ReadPlan::Committed => ReadVersion::Committed,
@@ -231,7 +237,7 @@ impl Data {
             };
             match host
                 .engine()
-                .read(host.id(), key, wanted, item.offset, item.len)
+                .read_range(host.id(), key, wanted, range.clone(), verify)
                 .await
             {
                 // The chunk moved on meanwhile: ask again.

@@ -1,11 +1,14 @@
 //! The thread of a ring: the only place that talks to the kernel's queues.
 
+use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use emberfs_proto::buf::arena;
 use emberfs_proto::{Error, ErrorCode, Result};
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::io::Errno;
@@ -41,6 +44,10 @@ struct Flushes {
 
 struct Thread {
     uring: IoUring,
+    /// Addresses of the buffers that the kernel knows; empty if it took none.
+    known_memory: Range<usize>,
+    /// Classes whose file the kernel knows under the class's number; `None` if it takes no table.
+    known_files: Option<[bool; CLASSES]>,
     slots: ManuallyDrop<Vec<Option<Flight>>>,
     free: Vec<usize>,
     flushes: [Flushes; CLASSES],
@@ -70,7 +77,11 @@ pub(in crate::engine) fn run(
         }
     };
     started(Ok(()));
+    let submitter = uring.submitter();
+    let known_files = submitter.register_files_sparse(CLASSES as u32);
     let mut thread = Thread {
+        known_memory: register_memory(&uring),
+        known_files: known_files.is_ok().then_some([false; CLASSES]),
         uring,
         slots: ManuallyDrop::new((0..slots).map(|_| None).collect()),
         free: (0..slots).rev().collect(),
@@ -83,7 +94,11 @@ pub(in crate::engine) fn run(
     };
     match thread.run(end) {
         // Nothing is in the kernel any more.
-        Ok(()) => *thread.slots = Vec::new(),
+        Ok(()) => {
+            *thread.slots = Vec::new();
+            // A ring lets go of files only some time after its end; the disk may be unmounted at once.
+            let _ = thread.uring.submitter().unregister_files();
+        }
         Err(error) => {
             tracing::error!(%error, "io_uring failed: the disk's engine stops");
             for flight in thread.slots.iter_mut().filter_map(Option::take) {
@@ -102,6 +117,28 @@ fn build(entries: u32) -> io::Result<IoUring> {
         .setup_clamp()
         .build(entries);
     best.or_else(|_| IoUring::builder().setup_clamp().build(entries))
+}
+
+/// Tells the kernel the region of I/O buffers, once; what of it is known then. Its registration ends with the ring.
+fn register_memory(uring: &IoUring) -> Range<usize> {
+    let Some(region) = arena::addresses() else {
+        return 0..0;
+    };
+    let whole = libc::iovec {
+        iov_base: region.start as *mut libc::c_void,
+        iov_len: region.len(),
+    };
+    // SAFETY: the region stays mapped as long as the process lives (see `arena`).
+    match unsafe { uring.submitter().register_buffers(&[whole]) } {
+        Ok(()) => region,
+        Err(error) => {
+            tracing::warn!(
+                %error, bytes = region.len(),
+                "I/O buffers cannot be registered with io_uring, disk I/O costs more: raise the limit of locked memory (LimitMEMLOCK, ulimit -l)"
+            );
+            0..0
+        }
+    }
 }
 
 impl Thread {
@@ -181,10 +218,77 @@ impl Thread {
             .free
             .pop()
             .expect("has_room() left slots for all I/O and one flush per class");
-        let entry = entry(&mut flight).user_data(slot as u64);
+        let entry = self.entry(&mut flight).user_data(slot as u64);
         self.slots[slot] = Some(flight);
         self.in_kernel += 1;
         self.push(&entry);
+    }
+
+    /// What the kernel is asked, from where it stopped the last time.
+    fn entry(&mut self, flight: &mut Flight) -> squeue::Entry {
+        let done = flight.done;
+        match &mut flight.job.work {
+            IoJob::Read {
+                file, at, buf, pin, ..
+            } => {
+                let (fd, flags) = self.known_file(pin.loc().class, file);
+                let (at, rest) = (*at + done as u64, &mut buf[done..]);
+                let (known, len) = (self.knows(rest), rest.len() as u32);
+                let ptr = rest.as_mut_ptr();
+                let entry = match known {
+                    true => opcode::ReadFixed::new(fd, ptr, len, 0).offset(at).build(),
+                    false => opcode::Read::new(fd, ptr, len).offset(at).build(),
+                };
+                entry.flags(flags)
+            }
+            IoJob::Write {
+                file,
+                at,
+                data,
+                pin,
+                ..
+            } => {
+                let (fd, flags) = self.known_file(pin.loc().class, file);
+                let (at, rest) = (*at + done as u64, &data[done..]);
+                let (ptr, len) = (rest.as_ptr(), rest.len() as u32);
+                let entry = match self.knows(rest) {
+                    true => opcode::WriteFixed::new(fd, ptr, len, 0).offset(at).build(),
+                    false => opcode::Write::new(fd, ptr, len).offset(at).build(),
+                };
+                entry.flags(flags)
+            }
+            IoJob::Flush { class, file, .. } => {
+                let (fd, flags) = self.known_file(*class, file);
+                let datasync = types::FsyncFlags::DATASYNC;
+                opcode::Fsync::new(fd).flags(datasync).build().flags(flags)
+            }
+            IoJob::Stop => opcode::Nop::new().build(),
+        }
+    }
+
+    fn knows(&self, memory: &[u8]) -> bool {
+        let start = memory.as_ptr() as usize;
+        self.known_memory.start <= start && start + memory.len() <= self.known_memory.end
+    }
+
+    /// How a class's file is named in an entry. The kernel learns it when it is first used; it is the same
+    /// as long as the engine lives.
+    fn known_file(&mut self, class: Class, file: &File) -> (types::Fd, squeue::Flags) {
+        let number = class.index();
+        let plain = (types::Fd(file.as_raw_fd()), squeue::Flags::empty());
+        let Some(known) = &mut self.known_files else {
+            return plain;
+        };
+        if !known[number] {
+            let files = [file.as_raw_fd()];
+            let told = self.uring.submitter();
+            known[number] = told.register_files_update(number as u32, &files).is_ok();
+        }
+        if known[number] {
+            (types::Fd(number as i32), squeue::Flags::FIXED_FILE)
+        } else {
+            plain
+        }
     }
 
     fn push(&mut self, entry: &squeue::Entry) {
@@ -268,37 +372,6 @@ fn abandon(job: IoJob, error: io::Error) {
             let _ = reply.send(Err(error));
         }
         job => finish(job, Err(error)),
-    }
-}
-
-/// What the kernel is asked, from where it stopped the last time.
-fn entry(flight: &mut Flight) -> squeue::Entry {
-    let done = flight.done;
-    match &mut flight.job.work {
-        IoJob::Read { file, at, buf, .. } => {
-            let rest = &mut buf[done..];
-            opcode::Read::new(
-                types::Fd(file.as_raw_fd()),
-                rest.as_mut_ptr(),
-                rest.len() as u32,
-            )
-            .offset(*at + done as u64)
-            .build()
-        }
-        IoJob::Write { file, at, data, .. } => {
-            let rest = &data[done..];
-            opcode::Write::new(
-                types::Fd(file.as_raw_fd()),
-                rest.as_ptr(),
-                rest.len() as u32,
-            )
-            .offset(*at + done as u64)
-            .build()
-        }
-        IoJob::Flush { file, .. } => opcode::Fsync::new(types::Fd(file.as_raw_fd()))
-            .flags(types::FsyncFlags::DATASYNC)
-            .build(),
-        IoJob::Stop => opcode::Nop::new().build(),
     }
 }
 

@@ -82,3 +82,33 @@ async fn a_block_file_that_lost_its_end_opens_and_its_chunks_fail_their_checksum
     sound(&engine).await;
     engine.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_transfer_read_takes_its_sectors_only_and_vouches_for_the_way_alone() {
+    let (dir, _, engine) = fresh().await;
+    let bytes = pattern(40_000, 3);
+    put(&engine, key(1), write(1, 0, &bytes)).await;
+    flip(dir.path(), 40, 20_000);
+    let read = async |bytes: std::ops::Range<u32>, verify| {
+        let which = ReadVersion::Committed;
+        engine.read_range(T, key(1), which, bytes, verify).await
+    };
+    // Another sector of the damaged page.
+    let elsewhere = read(30_000..30_010, Verify::Transfer).await.unwrap();
+    assert_eq!(elsewhere.data, bytes[30_000..30_010]);
+    verify_fragments(30_000, &elsewhere.data, PAGE, &elsewhere.checksums).unwrap();
+    // The damaged byte: handed out with a checksum of its own.
+    let damaged = read(19_990..20_010, Verify::Transfer).await.unwrap();
+    assert_ne!(damaged.data, bytes[19_990..20_010]);
+    verify_fragments(19_990, &damaged.data, PAGE, &damaged.checksums).unwrap();
+    assert_eq!(
+        code(read(19_990..20_010, Verify::Page).await),
+        ErrorCode::ChecksumMismatch
+    );
+    // Whole pages keep the writer's checksum; the range ends where the chunk does.
+    let whole = read(0..u32::MAX, Verify::Transfer).await.unwrap();
+    assert_eq!(whole.data.len(), bytes.len());
+    let bad = verify_fragments(0, &whole.data, PAGE, &whole.checksums).unwrap_err();
+    assert_eq!(bad, 16_384..32_768);
+    engine.shutdown().await;
+}
