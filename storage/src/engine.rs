@@ -6,8 +6,9 @@
 //! 1. **A prepared version is durable** when [`Engine::prepare`] returns (what that means is
 //!    [`Durability`]), and the committed version is untouched: what overlaps committed bytes
 //!    goes to a fresh block, an append goes behind them ([`plan`]).
-//! 2. **The index is the only truth.** Data is durable before the record that refers to it; free blocks are
-//!    whatever no record owns, worked out at open ([`alloc`]).
+//! 2. **The index is the only truth.** A record is committed only when its data is durable, and a pending one whose
+//!    data is not is dropped at open ([`unflushed`]); free blocks are whatever no record owns, worked out at
+//!    open ([`alloc`]).
 //! 3. **Cache entry, record and block ownership of a chunk change together**, under the chunk's gate, even
 //!    when the caller goes away ([`core`], [`writer`]). A reader keeps the block it reads.
 //! 4. **Nothing blocks a tokio worker.** Data goes through one io_uring with its own thread ([`ring`]), the index
@@ -49,6 +50,7 @@ mod space;
 mod targets;
 mod transfer;
 mod types;
+mod unflushed;
 mod writer;
 
 use std::sync::Arc;

@@ -102,6 +102,13 @@ impl Core {
         let hold = self.hold(target, chunk).await?;
         let old = hold.record.clone();
         if !in_turn(old.as_deref(), &prepare).map_err(named)? {
+            // Its first caller may have gone away before its bytes were durable.
+            if let Some(Pending::Write(Content {
+                block: Some(loc), ..
+            })) = old.as_deref().and_then(|r| r.pending.as_ref())
+            {
+                self.flush_block(target, chunk, *loc).await?;
+            }
             return meta(old).ok_or_else(|| self.gone(target, chunk));
         }
         let Prepare {
@@ -122,8 +129,8 @@ impl Core {
             PrepareKind::Replace { recent, .. } => Arc::clone(recent),
             _ => base.map_or_else(Arc::default, |base| base.remembered(tag)),
         };
-        let (pending, fresh) = match self.edit(base, prepare) {
-            None => (Pending::Remove(stamp), None),
+        let (pending, fresh, unflushed) = match self.edit(base, prepare) {
+            None => (Pending::Remove(stamp), None, None),
             Some((base, edit, data, sums)) => {
                 let (page, chunk) = (page_size, chunk_size);
                 let change = Change {
@@ -136,8 +143,9 @@ impl Core {
                     page,
                     chunk,
                 };
-                let (content, fresh) = self.store(&hold, change).await?;
-                (Pending::Write(content), fresh)
+                let stored = self.store(&hold, change).await?;
+                let pending = Pending::Write(stored.content);
+                (pending, stored.block, stored.unflushed)
             }
         };
         let committed = base.cloned();
@@ -147,7 +155,20 @@ impl Core {
             committed,
             pending: Some(pending),
         };
-        let record = self.set_record(hold, Some(new), true, fresh).await?;
+        // Side by side: see [`super::unflushed`].
+        let flush = async {
+            match unflushed {
+                Some(loc) => self.flush_block(target, chunk, loc).await,
+                None => Ok(()),
+            }
+        };
+        let (record, flushed) = tokio::join!(self.set_record(hold, Some(new), true, fresh), flush);
+        let record = record?;
+        if let Err(error) = flushed {
+            // Nothing was stored, the caller hears. If this fails as well, the disk takes no more writes.
+            let _ = self.abort(target, chunk, version).await;
+            return Err(error);
+        }
         meta(record).ok_or_else(|| self.gone(target, chunk))
     }
 

@@ -23,6 +23,7 @@ use super::ring;
 use super::space::{self, SpaceMap};
 use super::targets::{DROP_BATCH, bounds};
 use super::types::EngineConfig;
+use super::unflushed::{self, Suspect};
 use super::writer::Writer;
 
 /// Index changes in work at most.
@@ -46,7 +47,9 @@ pub(super) fn open(config: &EngineConfig) -> Result<Core> {
     let index = Index::open(&index_path, config.index_cache_bytes, Arc::clone(&health))?;
     let targets = settle_targets(&index)?;
     let allocator = Arc::new(Allocator::new(config.capacity_bytes.unwrap_or(u64::MAX)));
+    let mut suspects = Vec::new();
     index.scan(&[], None, |target, chunk, record| {
+        suspects.extend(Suspect::of(target, chunk, &record));
         for loc in record.blocks() {
             if !allocator.restore(loc) {
                 let what = format!("{loc} belongs to {target} {chunk} and to another chunk");
@@ -56,6 +59,10 @@ pub(super) fn open(config: &EngineConfig) -> Result<Core> {
         Ok(true)
     })?;
     restore_files(&allocator, &files, &health).map_err(|e| failed("opening a block file", &e))?;
+    for loc in unflushed::settle(suspects, &index, &files, &health)? {
+        allocator.retire(loc);
+        allocator.disown(loc);
+    }
     let size = files
         .file_system_size()
         .map_err(|e| failed("statvfs", &e))?;

@@ -8,6 +8,7 @@ mod full;
 mod model;
 mod races;
 mod repair;
+mod unflushed;
 
 use std::path::Path;
 use std::sync::Arc;

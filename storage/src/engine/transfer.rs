@@ -6,11 +6,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use emberfs_proto::buf::AlignedBuf;
 use emberfs_proto::checksum::crc32;
+use emberfs_proto::ids::{ChunkKey, TargetId};
 use emberfs_proto::{Error, ErrorCode, Result};
 use futures::future::try_join_all;
 
 use super::alloc::Block;
-use super::classes::Class;
+use super::classes::{Class, Loc};
 use super::core::{Core, Hold, Touch};
 use super::plan::{Edit, Placement, Plan, plan};
 use super::record::{Content, Stamp};
@@ -30,14 +31,18 @@ pub(super) struct Change<'a> {
     pub(super) chunk: u32,
 }
 
+/// What [`Core::store`] has done.
+pub(super) struct Stored {
+    pub(super) content: Content,
+    /// Pins the content's block until a record owns it.
+    pub(super) block: Option<Arc<Block>>,
+    /// The block that was written to and not flushed.
+    pub(super) unflushed: Option<Loc>,
+}
+
 impl Core {
-    /// Puts the new content on the disk, durably if the engine is. Committed bytes stay as they are.
-    /// The pin keeps a fresh block until a record owns it.
-    pub(super) async fn store(
-        &self,
-        hold: &Hold,
-        change: Change<'_>,
-    ) -> Result<(Content, Option<Arc<Block>>)> {
+    /// Writes the new content to the disk, which [`Self::flush_block`] makes durable. Committed bytes stay as they are.
+    pub(super) async fn store(&self, hold: &Hold, change: Change<'_>) -> Result<Stored> {
         let touch = &hold.touch;
         let Change {
             base,
@@ -72,9 +77,13 @@ impl Core {
             let (region, buf) = found.expect("the plan reads every page that it cuts");
             crc32(&buf[within(&range, region.buf.start)])
         });
-        if let Some(block) = &block {
-            self.write_regions(hold, &plan, buffers, &data, block)
-                .await?;
+        let mut unflushed = None;
+        if let Some(block) = &block
+            && self
+                .write_regions(hold, &plan, buffers, &data, block)
+                .await?
+        {
+            unflushed = Some(block.loc());
         }
         let content = Content {
             stamp,
@@ -84,7 +93,11 @@ impl Core {
             sums: sums.into(),
             recent,
         };
-        Ok((content, block))
+        Ok(Stored {
+            content,
+            block,
+            unflushed,
+        })
     }
 
     pub(super) async fn allocate(&self, class: Class) -> Result<Block> {
@@ -152,7 +165,7 @@ impl Core {
         buffers: Vec<AlignedBuf>,
         data: &Bytes,
         block: &Arc<Block>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let mut writes: Vec<(u32, Bytes)> = Vec::with_capacity(3);
         for (region, mut buf) in plan.regions.iter().zip(buffers) {
             if !region.write.is_empty() {
@@ -166,9 +179,10 @@ impl Core {
             writes.push((plan.direct.start, bytes));
         }
         if writes.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
-        self.write_pieces(hold, writes, block).await
+        self.write_pieces(hold, writes, block).await?;
+        Ok(true)
     }
 
     /// Writes all of a fresh block's bytes, whole sectors, as durably as the engine is.
@@ -178,7 +192,26 @@ impl Core {
         bytes: Bytes,
         block: &Arc<Block>,
     ) -> Result<()> {
-        self.write_pieces(hold, vec![(0, bytes)], block).await
+        self.write_pieces(hold, vec![(0, bytes)], block).await?;
+        let Touch { target, chunk, .. } = hold.touch;
+        self.flush_block(target, chunk, block.loc()).await
+    }
+
+    /// Makes what was written to a block durable, if the engine is.
+    pub(super) async fn flush_block(
+        &self,
+        target: TargetId,
+        chunk: ChunkKey,
+        loc: Loc,
+    ) -> Result<()> {
+        if self.durability == Durability::Power {
+            let flushed = self.ring.flush(loc.class, self.file(loc.class)?).await?;
+            flushed.map_err(|e| {
+                self.health
+                    .write_failed(format_args!("target {target} chunk {chunk} to {loc}"), &e)
+            })?;
+        }
+        Ok(())
     }
 
     async fn write_pieces(
@@ -202,9 +235,6 @@ impl Core {
                 .map_err(failed)
         }))
         .await?;
-        if self.durability == Durability::Power {
-            self.ring.flush(loc.class, file).await?.map_err(failed)?;
-        }
         Ok(())
     }
 

@@ -235,9 +235,10 @@ impl Thread {
                 let (at, rest) = (*at + done as u64, &mut buf[done..]);
                 let (known, len) = (self.knows(rest), rest.len() as u32);
                 let ptr = rest.as_mut_ptr();
-                let entry = match known {
-                    true => opcode::ReadFixed::new(fd, ptr, len, 0).offset(at).build(),
-                    false => opcode::Read::new(fd, ptr, len).offset(at).build(),
+                let entry = if known {
+                    opcode::ReadFixed::new(fd, ptr, len, 0).offset(at).build()
+                } else {
+                    opcode::Read::new(fd, ptr, len).offset(at).build()
                 };
                 entry.flags(flags)
             }
@@ -251,9 +252,10 @@ impl Thread {
                 let (fd, flags) = self.known_file(pin.loc().class, file);
                 let (at, rest) = (*at + done as u64, &data[done..]);
                 let (ptr, len) = (rest.as_ptr(), rest.len() as u32);
-                let entry = match self.knows(rest) {
-                    true => opcode::WriteFixed::new(fd, ptr, len, 0).offset(at).build(),
-                    false => opcode::Write::new(fd, ptr, len).offset(at).build(),
+                let entry = if self.knows(rest) {
+                    opcode::WriteFixed::new(fd, ptr, len, 0).offset(at).build()
+                } else {
+                    opcode::Write::new(fd, ptr, len).offset(at).build()
                 };
                 entry.flags(flags)
             }
