@@ -17,7 +17,7 @@ use emberfs_proto::checksum::{fragment_checksums, verify_fragments};
 use emberfs_proto::ids::{ChainVersion, ChunkKey, ChunkVersion, ClientId, TargetId, WriteTag};
 use emberfs_proto::layout::splitmix64;
 use emberfs_storage::engine::{
-    Durability, Engine, EngineConfig, Prepare, PrepareKind, ReadVersion,
+    Durability, Engine, EngineConfig, Prepare, PrepareKind, ReadVersion, Verify,
 };
 use futures::future::try_join_all;
 use serde::Serialize;
@@ -399,7 +399,11 @@ impl Driver {
         let key = ChunkKey::new(INODE, (at / chunk) as u32);
         let offset = (at % chunk) as u32;
         let which = ReadVersion::Committed;
-        let read = self.engine.read(TARGET, key, which, offset, len).await?;
+        // Parts of pages as a reader gets them that asks for the way to be checked and not the disk.
+        let read = self
+            .engine
+            .read_range(TARGET, key, which, offset..offset + len, Verify::Transfer)
+            .await?;
         if read.data.len() != len as usize {
             return fail(format!("short read at byte {at}: the engine lost data"));
         }

@@ -87,6 +87,9 @@ fn arguments(file: &Path, case: Case, size: u64, args: &EngineArgs) -> Vec<Strin
         format!("--iodepth={}", case.depth(args)),
         "--ioengine=io_uring".to_owned(),
         "--direct=1".to_owned(),
+        // As the engine: what the kernel has to be told once is told once.
+        "--fixedbufs=1".to_owned(),
+        "--registerfiles=1".to_owned(),
         "--output-format=json".to_owned(),
     ];
     match case {
