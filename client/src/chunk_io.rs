@@ -14,8 +14,10 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::ClientConfig;
 use crate::channels::Channels;
 use crate::chunk_read::SUSPICIONS;
+use crate::hedge::{self, Hedge};
 use crate::map_watch::MapWatch;
 use crate::plan::{self, Role, holds};
 use crate::retry::Patience;
@@ -31,9 +33,11 @@ pub(crate) struct ChunkIo {
     pub(crate) counters: Arc<Counters>,
     pub(crate) reads: Semaphore,
     pub(crate) suspicions: Arc<Semaphore>,
+    pub(crate) hedge: Hedge,
     peers: PeerPool,
     loads: Mutex<HashMap<NodeId, Arc<AtomicUsize>>>,
     turn: AtomicUsize,
+    /// Patience of one request with all its attempts.
     limit: Option<Duration>,
     stop: CancellationToken,
 }
@@ -58,12 +62,10 @@ impl Drop for InFlight {
 }
 
 impl ChunkIo {
-    /// `limit`: patience of one request with all its attempts.
     pub(crate) fn new(
         map: MapWatch,
         client: ClientId,
-        connections_per_node: usize,
-        limit: Option<Duration>,
+        config: &ClientConfig,
         stop: CancellationToken,
     ) -> Self {
         let identity = Identity {
@@ -76,10 +78,15 @@ impl ChunkIo {
             counters: Arc::default(),
             reads: Semaphore::new(READS_IN_FLIGHT),
             suspicions: Arc::new(Semaphore::new(SUSPICIONS)),
-            peers: PeerPool::new(identity, connections_per_node),
+            peers: PeerPool::new(identity, config.connections_per_node),
             loads: Mutex::default(),
             turn: AtomicUsize::new(0),
-            limit,
+            hedge: Hedge::new(hedge::Limits {
+                percent: config.hedge_percent,
+                shortest: config.hedge_after_min,
+                longest: config.hedge_after_max,
+            }),
+            limit: config.io_timeout,
             stop,
         }
     }

@@ -10,6 +10,8 @@
 //!   any handle.
 //! - **Never wrong bytes**: every byte read is checked against the checksum its writer computed; a
 //!   damaged replica costs a second request to another one.
+//! - **Short tails**: a read that waits longer than nearly all others is asked of a second replica too,
+//!   for a bounded share of the reads ([`ClientConfig::hedge_percent`]).
 //! - **Patience**: dead, busy or moving servers are waited for, within [`ClientConfig::io_timeout`];
 //!   a retry of a change carries the same number as its first attempt, so it happens once.
 //! - **Bounds**: memory for read-ahead and buffered writes stays within
@@ -43,6 +45,7 @@ mod config;
 mod core;
 mod creds;
 mod flush;
+mod hedge;
 mod inode_state;
 mod length;
 mod map_watch;

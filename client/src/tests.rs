@@ -1,6 +1,7 @@
 //! The client against a small fake cluster over real sockets.
 
 mod files;
+mod hedged;
 mod namespace;
 mod reads;
 mod writes;
