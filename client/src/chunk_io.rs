@@ -113,19 +113,30 @@ impl ChunkIo {
         chain: ChainId,
         tried: &[TargetId],
     ) -> Result<Option<Replica>> {
-        let of = map.chain(chain)?;
-        let serving: Vec<_> = map.serving(of).collect();
-        if serving.is_empty() {
-            return Err(unavailable(map, chain));
-        }
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let loads = self.loads.lock();
         let load = |node| {
             loads
                 .get(&node)
                 .map_or(0, |load| load.load(Ordering::Relaxed))
         };
-        let target = plan::readers(&serving, turn, tried).min_by_key(|t| load(t.node));
+        self.reader_by(map, chain, tried, load)
+    }
+
+    /// As [`Self::reader`]: the one whose node weighs least.
+    pub(crate) fn reader_by(
+        &self,
+        map: &ClusterMap,
+        chain: ChainId,
+        tried: &[TargetId],
+        weight: impl Fn(NodeId) -> usize,
+    ) -> Result<Option<Replica>> {
+        let of = map.chain(chain)?;
+        let serving: Vec<_> = map.serving(of).collect();
+        if serving.is_empty() {
+            return Err(unavailable(map, chain));
+        }
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let target = plan::readers(&serving, turn, tried).min_by_key(|t| weight(t.node));
         target
             .map(|target| replica(map, chain, of.version, target))
             .transpose()

@@ -314,7 +314,7 @@ impl ChunkIo {
     /// failed is to be read again on its own.
     pub(crate) async fn read_batch(
         &self,
-        wants: &[(ChunkRange, Replica)],
+        wants: &[(ChunkRange, Arc<Replica>)],
     ) -> Result<Vec<Result<Bytes>>> {
         let Some((_, to)) = wants.first() else {
             return Ok(Vec::new());

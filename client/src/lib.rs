@@ -74,4 +74,5 @@ pub use creds::Creds;
 pub use emberfs_proto::{Error, ErrorCode, Result};
 pub use open_file::File;
 pub use ops::{CreateFlags, OpenFlags, RenameFlags, SetAttr, TimeSet};
+pub use read_many::ReadItem;
 pub use stats::Stats;

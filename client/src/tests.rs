@@ -2,6 +2,7 @@
 
 mod files;
 mod hedged;
+mod many;
 mod namespace;
 mod reads;
 mod writes;
