@@ -181,6 +181,17 @@ impl Client {
         let len = items.len();
         self.block_on(in_order(len, self.client.read_many(items)))
     }
+
+    /// As [`crate::Client::fetch_files`], with the results in the order of the names.
+    pub fn fetch_files<N: AsRef<[u8]>>(
+        &self,
+        creds: &Creds,
+        parent: InodeId,
+        names: &[N],
+    ) -> Vec<Result<(Attr, Bytes)>> {
+        let files = self.client.fetch_files(creds, parent, names);
+        self.block_on(in_order(names.len(), files))
+    }
 }
 
 /// An open file.

@@ -44,6 +44,7 @@ mod client;
 mod config;
 mod core;
 mod creds;
+mod fetch_files;
 mod flush;
 mod hedge;
 mod inode_state;

@@ -38,9 +38,9 @@ const BATCHES_IN_FLIGHT: usize = 16;
 /// Ranges of one call that are prepared, or finished, at the same time.
 const RANGES_IN_FLIGHT: usize = 32;
 /// From this length on a range gains nothing from sharing a request.
-const LARGE: usize = 512 << 10;
+pub(crate) const LARGE: usize = 512 << 10;
 /// Longest range.
-const MAX_RANGE: usize = 1 << 30;
+pub(crate) const MAX_RANGE: usize = 1 << 30;
 
 /// One range of [`Client::read_many`].
 #[derive(Clone)]

@@ -1,5 +1,6 @@
 //! The client against a small fake cluster over real sockets.
 
+mod fetch;
 mod files;
 mod hedged;
 mod many;
