@@ -348,7 +348,7 @@ async fn many_names_are_looked_up_as_if_each_was_opened_for_reading() {
         Some(f.attr(secret.inode).await.unwrap())
     );
 
-    let too_many = ["x"; 4097];
+    let too_many = vec!["x"; 4097];
     assert_eq!(
         code(f.ns.lookup_many(many(f.root(), &too_many)).await),
         InvalidArgument
