@@ -1,9 +1,10 @@
 //! The way to storage servers: which replica, which connection, how many at once.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use emberfs_proto::cluster::ClusterMap;
 use emberfs_proto::ids::{ChainId, ChainVersion, ClientId, MapVersion, NodeId, TargetId};
@@ -22,8 +23,10 @@ use crate::map_watch::MapWatch;
 use crate::plan::{self, Role, holds};
 use crate::retry::Patience;
 use crate::stats::Counters;
+use crate::window::Gate;
 
-/// Read requests of one client in flight; more wait here rather than in servers' queues.
+/// Read requests of one client in flight, or waiting for a node's window; more wait here rather than in
+/// servers' queues.
 const READS_IN_FLIGHT: usize = 256;
 
 /// Storage servers, as seen by one client.
@@ -36,6 +39,7 @@ pub(crate) struct ChunkIo {
     pub(crate) hedge: Hedge,
     peers: PeerPool,
     loads: Mutex<HashMap<NodeId, Arc<AtomicUsize>>>,
+    gates: Mutex<HashMap<NodeId, Arc<Gate>>>,
     turn: AtomicUsize,
     /// Patience of one request with all its attempts.
     limit: Option<Duration>,
@@ -80,6 +84,7 @@ impl ChunkIo {
             suspicions: Arc::new(Semaphore::new(SUSPICIONS)),
             peers: PeerPool::new(identity, config.connections_per_node),
             loads: Mutex::default(),
+            gates: Mutex::default(),
             turn: AtomicUsize::new(0),
             hedge: Hedge::new(hedge::Limits {
                 percent: config.hedge_percent,
@@ -101,6 +106,9 @@ impl ChunkIo {
         self.peers
             .retain(|addr| map.nodes.values().any(|n| n.data_addr == addr));
         self.loads
+            .lock()
+            .retain(|node, _| map.nodes.contains_key(node));
+        self.gates
             .lock()
             .retain(|node, _| map.nodes.contains_key(node));
     }
@@ -151,12 +159,41 @@ impl ChunkIo {
 
     /// One attempt. Ends early when the map takes `role` away from the replica.
     pub(crate) async fn call(&self, to: &Replica, role: Role, call: Call) -> Result<Reply> {
-        let _counted = self.count(to.node);
         let peer = self.peers.peer(&to.addr);
+        self.while_holding(to, role, peer.call(call)).await
+    }
+
+    /// As [`Self::call`], of a read of so many bytes: waits until the node's window lets it go.
+    pub(crate) async fn call_read(&self, to: &Replica, call: Call, bytes: u64) -> Result<Reply> {
+        let (peer, gate) = (self.peers.peer(&to.addr), self.gate(to.node));
+        let deadline = call.deadline;
+        let exchange = async {
+            let pass = tokio::time::timeout_at(deadline.into(), gate.enter(bytes)).await;
+            let pass = pass.map_err(|_| {
+                let what = format!("storage server {} has too much to send", to.addr);
+                Error::new(ErrorCode::DeadlineExceeded, what)
+            })?;
+            let begun = Instant::now();
+            let reply = peer.call(call).await;
+            if reply.is_ok() {
+                pass.answered(begun);
+            }
+            reply
+        };
+        self.while_holding(to, Role::Reader, exchange).await
+    }
+
+    async fn while_holding(
+        &self,
+        to: &Replica,
+        role: Role,
+        exchange: impl Future<Output = Result<Reply>>,
+    ) -> Result<Reply> {
+        let _counted = self.count(to.node);
         let deposed = self.map.until(|map| !holds(map, to.chain, to.target, role));
         tokio::select! {
             biased;
-            reply = peer.call(call) => reply,
+            reply = exchange => reply,
             () = deposed => {
                 let what = format!("target {} lost its place in chain {}", to.target, to.chain);
                 Err(Error::new(ErrorCode::NotServing, what))
@@ -176,6 +213,11 @@ impl ChunkIo {
         } else {
             std::future::pending::<()>().await;
         }
+    }
+
+    fn gate(&self, node: NodeId) -> Arc<Gate> {
+        let mut gates = self.gates.lock();
+        gates.entry(node).or_insert_with(Gate::new).clone()
     }
 
     fn count(&self, node: NodeId) -> InFlight {

@@ -280,7 +280,7 @@ impl ChunkIo {
         };
         let mut call = Call::new(Opcode::Read, &body, deadline);
         call.landing = Landing::Buffer(buf);
-        let reply = match self.call(replica, Role::Reader, call).await {
+        let reply = match self.call_read(replica, call, want.len.into()).await {
             Err(error) if error.code == ErrorCode::ChunkNotFound => return Ok(BytesMut::new()),
             reply => reply?,
         };
@@ -327,7 +327,8 @@ impl ChunkIo {
         let deadline = self.patience().attempt(READ_ATTEMPT);
         let mut call = Call::new(Opcode::Read, &pb::ReadRequest { items }, deadline);
         call.landing = Landing::Aligned;
-        let reply = self.call(to, Role::Reader, call).await?;
+        let bytes = wants.iter().map(|(want, _)| u64::from(want.len)).sum();
+        let reply = self.call_read(to, call, bytes).await?;
         let decoded: pb::ReadReply = reply.decode()?;
         let Landed::Aligned(mut payload) = reply.payload else {
             return Err(Error::new(

@@ -66,6 +66,7 @@ mod stats;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod window;
 mod write_buffer;
 
 pub use attr::Attr;
