@@ -37,6 +37,8 @@ pub(crate) struct ChunkIo {
     pub(crate) reads: Semaphore,
     pub(crate) suspicions: Arc<Semaphore>,
     pub(crate) hedge: Hedge,
+    /// Of requests for many ranges, which take longer than one range of as many bytes.
+    pub(crate) batch_hedge: Hedge,
     peers: PeerPool,
     loads: Mutex<HashMap<NodeId, Arc<AtomicUsize>>>,
     gates: Mutex<HashMap<NodeId, Arc<Gate>>>,
@@ -76,6 +78,11 @@ impl ChunkIo {
             cluster: Some(map.current().cluster),
             client,
         };
+        let hedging = hedge::Limits {
+            percent: config.hedge_percent,
+            shortest: config.hedge_after_min,
+            longest: config.hedge_after_max,
+        };
         Self {
             map,
             channels: Channels::new(client),
@@ -86,11 +93,8 @@ impl ChunkIo {
             loads: Mutex::default(),
             gates: Mutex::default(),
             turn: AtomicUsize::new(0),
-            hedge: Hedge::new(hedge::Limits {
-                percent: config.hedge_percent,
-                shortest: config.hedge_after_min,
-                longest: config.hedge_after_max,
-            }),
+            hedge: Hedge::new(hedging),
+            batch_hedge: Hedge::new(hedging),
             limit: config.io_timeout,
             stop,
         }

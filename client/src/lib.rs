@@ -34,6 +34,7 @@
 
 pub mod attr;
 mod background;
+mod batch;
 pub mod blocking;
 mod budget;
 mod channels;

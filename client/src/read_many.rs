@@ -3,7 +3,7 @@
 //! 1. Every range is cut to its file's length, and this client's own writes to it are sent first.
 //! 2. Ranges are cut into spans of chunks. All spans of a chunk go to one replica, chunks spread over
 //!    the nodes that hold them by bytes; spans of one node share requests.
-//! 3. Requests are answered in any order. A range is finished as soon as all its spans are here.
+//! 3. Requests are answered in any order; for one that is slow, other replicas are asked as well. A range is finished as soon as all its spans are here.
 //! 4. What a request did not bring (a damaged replica, a dead node) is read on its own, with all
 //!    checks and retries of a single read. So is a large range, whose bytes then land in the caller's
 //!    memory straight from the socket.
@@ -221,7 +221,7 @@ pub(crate) fn fetch<T: Send + 'static>(
         let reads = stream::iter(batches).map(move |batch| {
             let core = core.clone();
             async move {
-                let results = core.io.read_batch(&batch.wants).await;
+                let results = crate::batch::read(&core.io, &batch.wants).await;
                 (batch.places, results)
             }
         });

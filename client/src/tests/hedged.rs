@@ -5,9 +5,10 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use emberfs_proto::wire::Opcode;
 use emberfs_proto::{ErrorCode, pb};
+use futures::StreamExt;
 
 use crate::testing::*;
-use crate::{Client, ClientConfig, File, OpenFlags};
+use crate::{Client, ClientConfig, File, OpenFlags, ReadItem};
 
 const LEN: usize = 10_000;
 const HANGS: Fault = Fault::Slow(Duration::from_mins(1));
@@ -158,5 +159,52 @@ async fn a_late_answer_never_lands_in_what_was_returned() {
             return;
         }
         assert!(seed < 7, "never hedged");
+    }
+}
+
+#[tokio::test]
+async fn a_hanging_replica_does_not_hold_up_many_ranges() {
+    let cluster = Cluster::start().await;
+    let client = client(&cluster, 100).await;
+    let data = pattern(LEN, 1);
+    let mut files = Vec::new();
+    for _ in 0..30 {
+        files.push(planted(&cluster, &client, &data).await);
+    }
+    cluster.storage.fault(2, Opcode::Read, HANGS, 1000);
+    let range = |i: usize| (i * 17 % 9000, 1000);
+    let items = (0..600).map(|i| ReadItem::new(&files[i % 30], range(i).0 as u64, range(i).1));
+    let read = client.read_many(items.collect()).collect::<Vec<_>>();
+    let read = tokio::time::timeout(SOON, read).await;
+    for (i, result) in read.expect("waited for the hanging replica") {
+        let (offset, len) = range(i);
+        assert!(result.unwrap() == data[offset..offset + len], "range {i}");
+    }
+    let stats = client.stats();
+    assert!(stats.hedge_wins >= 1, "{stats:?}");
+    let frames = cluster.storage.reads().len();
+    assert!(
+        frames <= 8,
+        "{frames} requests: ranges were read one by one"
+    );
+}
+
+#[tokio::test]
+async fn many_ranges_survive_the_failure_of_both() {
+    let cluster = Cluster::start().await;
+    let client = client(&cluster, 100).await;
+    let data = pattern(LEN, 1);
+    let file = planted(&cluster, &client, &data).await;
+    let slow = Fault::Slow(Duration::from_millis(100));
+    (1..=3).for_each(|node| cluster.storage.fault(node, Opcode::Read, slow.clone(), 1));
+    let items = (0..50).map(|i| ReadItem::new(&file, i * 100, 200));
+    let read = tokio::spawn(client.read_many(items.collect()).collect::<Vec<_>>());
+    eventually("a hedge", || client.stats().hedges == 1).await;
+    (1..=3).for_each(|node| cluster.storage.kill(node));
+    for node in 1..=3 {
+        cluster.storage.revive(node).await;
+    }
+    for (i, result) in read.await.unwrap() {
+        assert!(result.unwrap() == data[i * 100..i * 100 + 200], "range {i}");
     }
 }

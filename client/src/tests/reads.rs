@@ -156,11 +156,7 @@ async fn a_client_behind_the_servers_waits_for_the_newer_map() {
 #[tokio::test]
 async fn a_replica_that_hangs_is_left_as_soon_as_the_map_says_so() {
     let cluster = Cluster::start().await;
-    let config = crate::ClientConfig {
-        hedge_percent: 0,
-        ..cluster.config()
-    };
-    let client = Client::connect(config).await.unwrap();
+    let client = cluster.client().await;
     let data = pattern(CHUNK, 5);
     let file = planted(&cluster, &client, &data, CHUNK).await;
     for node in 1..=3 {
