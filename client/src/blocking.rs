@@ -5,12 +5,13 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::{Error, ErrorCode, Result, pb};
 use tokio::runtime::Runtime;
 
-use crate::{Attr, ClientConfig, CreateFlags, Creds, OpenFlags, RenameFlags, SetAttr};
+use crate::read_many::in_order;
+use crate::{Attr, ClientConfig, CreateFlags, Creds, OpenFlags, ReadItem, RenameFlags, SetAttr};
 
 /// Threads that move bytes.
 const WORKERS: usize = 4;
@@ -171,6 +172,25 @@ impl Client {
                 runtime: self.runtime.clone(),
             },
         ))
+    }
+}
+
+impl Client {
+    /// As [`crate::Client::read_many`], with the results in the order of the items.
+    pub fn read_many(&self, items: Vec<ReadItem>) -> Vec<Result<BytesMut>> {
+        let len = items.len();
+        self.block_on(in_order(len, self.client.read_many(items)))
+    }
+
+    /// As [`crate::Client::fetch_files`], with the results in the order of the names.
+    pub fn fetch_files<N: AsRef<[u8]>>(
+        &self,
+        creds: &Creds,
+        parent: InodeId,
+        names: &[N],
+    ) -> Vec<Result<(Attr, Bytes)>> {
+        let files = self.client.fetch_files(creds, parent, names);
+        self.block_on(in_order(names.len(), files))
     }
 }
 

@@ -1,9 +1,10 @@
 //! The way to storage servers: which replica, which connection, how many at once.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use emberfs_proto::cluster::ClusterMap;
 use emberfs_proto::ids::{ChainId, ChainVersion, ClientId, MapVersion, NodeId, TargetId};
@@ -14,14 +15,18 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::ClientConfig;
 use crate::channels::Channels;
 use crate::chunk_read::SUSPICIONS;
+use crate::hedge::{self, Hedge};
 use crate::map_watch::MapWatch;
 use crate::plan::{self, Role, holds};
 use crate::retry::Patience;
 use crate::stats::Counters;
+use crate::window::Gate;
 
-/// Read requests of one client in flight; more wait here rather than in servers' queues.
+/// Read requests of one client in flight, or waiting for a node's window; more wait here rather than in
+/// servers' queues.
 const READS_IN_FLIGHT: usize = 256;
 
 /// Storage servers, as seen by one client.
@@ -31,9 +36,14 @@ pub(crate) struct ChunkIo {
     pub(crate) counters: Arc<Counters>,
     pub(crate) reads: Semaphore,
     pub(crate) suspicions: Arc<Semaphore>,
+    pub(crate) hedge: Hedge,
+    /// Of requests for many ranges, which take longer than one range of as many bytes.
+    pub(crate) batch_hedge: Hedge,
     peers: PeerPool,
     loads: Mutex<HashMap<NodeId, Arc<AtomicUsize>>>,
+    gates: Mutex<HashMap<NodeId, Arc<Gate>>>,
     turn: AtomicUsize,
+    /// Patience of one request with all its attempts.
     limit: Option<Duration>,
     stop: CancellationToken,
 }
@@ -58,17 +68,20 @@ impl Drop for InFlight {
 }
 
 impl ChunkIo {
-    /// `limit`: patience of one request with all its attempts.
     pub(crate) fn new(
         map: MapWatch,
         client: ClientId,
-        connections_per_node: usize,
-        limit: Option<Duration>,
+        config: &ClientConfig,
         stop: CancellationToken,
     ) -> Self {
         let identity = Identity {
             cluster: Some(map.current().cluster),
             client,
+        };
+        let hedging = hedge::Limits {
+            percent: config.hedge_percent,
+            shortest: config.hedge_after_min,
+            longest: config.hedge_after_max,
         };
         Self {
             map,
@@ -76,10 +89,13 @@ impl ChunkIo {
             counters: Arc::default(),
             reads: Semaphore::new(READS_IN_FLIGHT),
             suspicions: Arc::new(Semaphore::new(SUSPICIONS)),
-            peers: PeerPool::new(identity, connections_per_node),
+            peers: PeerPool::new(identity, config.connections_per_node),
             loads: Mutex::default(),
+            gates: Mutex::default(),
             turn: AtomicUsize::new(0),
-            limit,
+            hedge: Hedge::new(hedging),
+            batch_hedge: Hedge::new(hedging),
+            limit: config.io_timeout,
             stop,
         }
     }
@@ -96,6 +112,9 @@ impl ChunkIo {
         self.loads
             .lock()
             .retain(|node, _| map.nodes.contains_key(node));
+        self.gates
+            .lock()
+            .retain(|node, _| map.nodes.contains_key(node));
     }
 
     /// A SERVING replica that is not among `tried`: the one with the fewest requests of this client
@@ -106,19 +125,30 @@ impl ChunkIo {
         chain: ChainId,
         tried: &[TargetId],
     ) -> Result<Option<Replica>> {
-        let of = map.chain(chain)?;
-        let serving: Vec<_> = map.serving(of).collect();
-        if serving.is_empty() {
-            return Err(unavailable(map, chain));
-        }
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let loads = self.loads.lock();
         let load = |node| {
             loads
                 .get(&node)
                 .map_or(0, |load| load.load(Ordering::Relaxed))
         };
-        let target = plan::readers(&serving, turn, tried).min_by_key(|t| load(t.node));
+        self.reader_by(map, chain, tried, load)
+    }
+
+    /// As [`Self::reader`]: the one whose node weighs least.
+    pub(crate) fn reader_by(
+        &self,
+        map: &ClusterMap,
+        chain: ChainId,
+        tried: &[TargetId],
+        weight: impl Fn(NodeId) -> usize,
+    ) -> Result<Option<Replica>> {
+        let of = map.chain(chain)?;
+        let serving: Vec<_> = map.serving(of).collect();
+        if serving.is_empty() {
+            return Err(unavailable(map, chain));
+        }
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let target = plan::readers(&serving, turn, tried).min_by_key(|t| weight(t.node));
         target
             .map(|target| replica(map, chain, of.version, target))
             .transpose()
@@ -133,12 +163,41 @@ impl ChunkIo {
 
     /// One attempt. Ends early when the map takes `role` away from the replica.
     pub(crate) async fn call(&self, to: &Replica, role: Role, call: Call) -> Result<Reply> {
-        let _counted = self.count(to.node);
         let peer = self.peers.peer(&to.addr);
+        self.while_holding(to, role, peer.call(call)).await
+    }
+
+    /// As [`Self::call`], of a read of so many bytes: waits until the node's window lets it go.
+    pub(crate) async fn call_read(&self, to: &Replica, call: Call, bytes: u64) -> Result<Reply> {
+        let (peer, gate) = (self.peers.peer(&to.addr), self.gate(to.node));
+        let deadline = call.deadline;
+        let exchange = async {
+            let pass = tokio::time::timeout_at(deadline.into(), gate.enter(bytes)).await;
+            let pass = pass.map_err(|_| {
+                let what = format!("storage server {} has too much to send", to.addr);
+                Error::new(ErrorCode::DeadlineExceeded, what)
+            })?;
+            let begun = Instant::now();
+            let reply = peer.call(call).await;
+            if reply.is_ok() {
+                pass.answered(begun);
+            }
+            reply
+        };
+        self.while_holding(to, Role::Reader, exchange).await
+    }
+
+    async fn while_holding(
+        &self,
+        to: &Replica,
+        role: Role,
+        exchange: impl Future<Output = Result<Reply>>,
+    ) -> Result<Reply> {
+        let _counted = self.count(to.node);
         let deposed = self.map.until(|map| !holds(map, to.chain, to.target, role));
         tokio::select! {
             biased;
-            reply = peer.call(call) => reply,
+            reply = exchange => reply,
             () = deposed => {
                 let what = format!("target {} lost its place in chain {}", to.target, to.chain);
                 Err(Error::new(ErrorCode::NotServing, what))
@@ -158,6 +217,11 @@ impl ChunkIo {
         } else {
             std::future::pending::<()>().await;
         }
+    }
+
+    fn gate(&self, node: NodeId) -> Arc<Gate> {
+        let mut gates = self.gates.lock();
+        gates.entry(node).or_insert_with(Gate::new).clone()
     }
 
     fn count(&self, node: NodeId) -> InFlight {

@@ -1,13 +1,16 @@
 //! Reading ranges of chunks: any SERVING replica will do, and another one when the first will not.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use emberfs_proto::checksum::verify_fragments;
+use emberfs_proto::cluster::ClusterMap;
 use emberfs_proto::ids::{ChainId, ChunkKey, TargetId};
 use emberfs_proto::wire::{Call, Channel as _, Landed, Landing, Opcode};
 use emberfs_proto::{Error, ErrorCode, Result, pb};
+use tokio::sync::SemaphorePermit;
 
 use crate::chunk_io::{ChunkIo, Replica};
 use crate::plan::{READ_ATTEMPT, Role, elsewhere};
@@ -40,6 +43,10 @@ impl ChunkRange {
             suspect: false,
             transfer: false,
         }
+    }
+
+    fn room(&self) -> BytesMut {
+        BytesMut::with_capacity(self.len as usize)
     }
 
     /// Asks a replica that sent damaged bytes to verify and repair its copy; no data comes back.
@@ -97,37 +104,46 @@ fn error_of(result: &pb::ReadResult) -> Option<Error> {
     )
 }
 
+/// The replicas that a read has asked since its last pause.
+#[derive(Default)]
+struct Asked {
+    tried: Vec<TargetId>,
+    damaged: Vec<Replica>,
+}
+
+impl Asked {
+    fn failed(&mut self, replica: &Replica, error: Error) -> Error {
+        if error.code == ErrorCode::ChecksumMismatch {
+            self.damaged.push(replica.clone());
+        }
+        error
+    }
+}
+
 impl ChunkIo {
     /// Reads a range into the spare capacity of `buf`, which must be empty. Fewer bytes than asked:
     /// the chunk ends there (none: a hole).
     pub(crate) async fn read(&self, want: ChunkRange, buf: BytesMut) -> Result<BytesMut> {
         let _slot = self.reads.acquire().await;
         let mut first = Some(buf);
-        let mut tried: Vec<TargetId> = Vec::new();
-        let mut damaged: Vec<Replica> = Vec::new();
+        let mut asked = Asked::default();
         let mut repair_asked = false;
         let mut patience = self.patience();
         loop {
             let map = self.map.current();
-            let error = match self.reader(&map, want.chain, &tried) {
+            let error = match self.reader(&map, want.chain, &asked.tried) {
                 Ok(Some(replica)) => {
-                    tried.push(replica.target);
                     // A failed attempt keeps the buffer it was given; the next needs another.
-                    let room = || BytesMut::with_capacity(want.len as usize);
-                    let buf = first.take().unwrap_or_else(room);
+                    let buf = first.take().unwrap_or_else(|| want.room());
                     let deadline = patience.attempt(READ_ATTEMPT);
-                    match self.read_from(&replica, &want, buf, deadline).await {
+                    let done = self.attempt(&map, &replica, &want, buf, deadline, &mut asked);
+                    match done.await {
                         Ok(data) => {
                             add(&self.counters.chunk_reads, 1);
                             add(&self.counters.read_bytes, data.len() as u64);
                             return Ok(data);
                         }
-                        Err(error) => {
-                            if error.code == ErrorCode::ChecksumMismatch {
-                                damaged.push(replica);
-                            }
-                            error
-                        }
+                        Err(error) => error,
                     }
                 }
                 Ok(None) => Error::new(ErrorCode::Unreachable, "every replica failed"),
@@ -138,10 +154,12 @@ impl ChunkIo {
             if error.code == ErrorCode::ChecksumMismatch {
                 tracing::warn!(%error, "damaged replica");
             }
-            if elsewhere(&error) && matches!(self.reader(&map, want.chain, &tried), Ok(Some(_))) {
+            if elsewhere(&error)
+                && matches!(self.reader(&map, want.chain, &asked.tried), Ok(Some(_)))
+            {
                 continue;
             }
-            if !damaged.is_empty() && damaged.len() == tried.len() {
+            if !asked.damaged.is_empty() && asked.damaged.len() == asked.tried.len() {
                 // Each may hold what the other lacks. If not, time will not bring the bytes back.
                 if repair_asked {
                     let what = format!(
@@ -151,7 +169,7 @@ impl ChunkIo {
                     return Err(error.context(what));
                 }
                 repair_asked = true;
-                for replica in damaged.drain(..) {
+                for replica in asked.damaged.drain(..) {
                     if let Err(error) = self
                         .call(&replica, Role::Reader, want.suspicion(&replica))
                         .await
@@ -160,12 +178,95 @@ impl ChunkIo {
                     }
                 }
             }
-            damaged.clear();
-            tried.clear();
+            asked = Asked::default();
             let what = || format!("reading chunk {} of chain {}", want.key, want.chain);
             let wake = self.wake(error.retry(), map.version);
             patience.wait(error, what, wake).await?;
         }
+    }
+
+    /// Asks one replica, and another one at the same time if the first is slow: the first good answer
+    /// counts. The call of the other is dropped, and with it the memory that it would have filled.
+    async fn attempt(
+        &self,
+        map: &ClusterMap,
+        first: &Replica,
+        want: &ChunkRange,
+        buf: BytesMut,
+        deadline: Instant,
+        asked: &mut Asked,
+    ) -> Result<BytesMut> {
+        asked.tried.push(first.target);
+        let begun = Instant::now();
+        let wait = self.hedge.begin(want.len);
+        let mut answer = pin!(self.read_from(first, want, buf, deadline));
+        let slow = async {
+            match wait {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => std::future::pending().await,
+            }
+        };
+        let early = tokio::select! {
+            biased;
+            early = &mut answer => Some(early),
+            () = slow => None,
+        };
+        let second = match early {
+            Some(_) => None,
+            None => self.second(map, want, &asked.tried),
+        };
+        let Some((second, _slot)) = second else {
+            let answer = match early {
+                Some(answer) => answer,
+                None => answer.await,
+            };
+            if answer.is_ok() {
+                self.hedge.record(want.len, begun.elapsed());
+            }
+            return answer.map_err(|error| asked.failed(first, error));
+        };
+        asked.tried.push(second.target);
+        add(&self.counters.hedges, 1);
+        tracing::debug!(chunk = %want.key, slow = %first.addr, also = %second.addr, "hedged read");
+        let mut other = pin!(self.read_from(&second, want, want.room(), deadline));
+        let (winner, done) = tokio::select! {
+            biased;
+            done = &mut answer => (first, done),
+            done = &mut other => (&second, done),
+        };
+        let (winner, done) = match done {
+            Ok(data) => (winner, Ok(data)),
+            Err(error) => {
+                let error = asked.failed(winner, error);
+                tracing::debug!(chunk = %want.key, %error, "one of two reads failed");
+                if winner.target == first.target {
+                    (&second, other.await)
+                } else {
+                    (first, answer.await)
+                }
+            }
+        };
+        if done.is_ok() {
+            // If the other one won, this is the least that the first would have taken.
+            self.hedge.record(want.len, begun.elapsed());
+            add(
+                &self.counters.hedge_wins,
+                u64::from(winner.target == second.target),
+            );
+        }
+        done.map_err(|error| asked.failed(winner, error))
+    }
+
+    /// Another replica to ask, if there is one, and room for one more request here and in the budget.
+    fn second(
+        &self,
+        map: &ClusterMap,
+        want: &ChunkRange,
+        tried: &[TargetId],
+    ) -> Option<(Replica, SemaphorePermit<'_>)> {
+        let replica = self.reader(map, want.chain, tried).ok().flatten()?;
+        let slot = self.reads.try_acquire().ok()?;
+        self.hedge.take().then_some((replica, slot))
     }
 
     async fn read_from(
@@ -180,7 +281,7 @@ impl ChunkIo {
         };
         let mut call = Call::new(Opcode::Read, &body, deadline);
         call.landing = Landing::Buffer(buf);
-        let reply = match self.call(replica, Role::Reader, call).await {
+        let reply = match self.call_read(replica, call, want.len.into()).await {
             Err(error) if error.code == ErrorCode::ChunkNotFound => return Ok(BytesMut::new()),
             reply => reply?,
         };
@@ -214,7 +315,7 @@ impl ChunkIo {
     /// failed is to be read again on its own.
     pub(crate) async fn read_batch(
         &self,
-        wants: &[(ChunkRange, Replica)],
+        wants: &[(ChunkRange, Arc<Replica>)],
     ) -> Result<Vec<Result<Bytes>>> {
         let Some((_, to)) = wants.first() else {
             return Ok(Vec::new());
@@ -227,7 +328,8 @@ impl ChunkIo {
         let deadline = self.patience().attempt(READ_ATTEMPT);
         let mut call = Call::new(Opcode::Read, &pb::ReadRequest { items }, deadline);
         call.landing = Landing::Aligned;
-        let reply = self.call(to, Role::Reader, call).await?;
+        let bytes = wants.iter().map(|(want, _)| u64::from(want.len)).sum();
+        let reply = self.call_read(to, call, bytes).await?;
         let decoded: pb::ReadReply = reply.decode()?;
         let Landed::Aligned(mut payload) = reply.payload else {
             return Err(Error::new(

@@ -50,13 +50,7 @@ impl Client {
         meta.belong_to(cluster);
         let root = attr_of(hello.root)?.id();
         let map = MapWatch::start(meta.cluster(), cluster, limit, stop.clone()).await?;
-        let io = ChunkIo::new(
-            map,
-            id,
-            config.connections_per_node,
-            config.io_timeout,
-            stop.clone(),
-        );
+        let io = ChunkIo::new(map, id, &config, stop.clone());
         let core = Arc::new(Core {
             budget: Budget::new(config.memory_bytes),
             config,

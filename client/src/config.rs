@@ -18,6 +18,15 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// Data connections per storage node.
     pub connections_per_node: usize,
+    /// Reads, of a hundred, that may also be asked of a second replica because the first one is slow.
+    /// 5 by default; 0 turns that off.
+    pub hedge_percent: u32,
+    /// A read is asked of a second replica when it has waited longer than 95 of 100 recent reads of about
+    /// its size did; but never earlier than this. 5 ms by default.
+    pub hedge_after_min: Duration,
+    /// As [`Self::hedge_after_min`]: and at the latest after this, which is also the wait while
+    /// nothing is known yet. One second by default.
+    pub hedge_after_max: Duration,
     /// Most bytes that one sequential stream reads ahead. 0 turns read-ahead off.
     pub read_ahead_bytes: usize,
     /// Bytes of read-ahead and of buffered writes together; half belongs to each.
@@ -40,6 +49,9 @@ impl Default for ClientConfig {
             io_timeout: Some(Duration::from_mins(2)),
             connect_timeout: Duration::from_secs(30),
             connections_per_node: 4,
+            hedge_percent: 5,
+            hedge_after_min: Duration::from_millis(5),
+            hedge_after_max: Duration::from_secs(1),
             read_ahead_bytes: 32 << 20,
             memory_bytes: 256 << 20,
             write_back: Duration::from_secs(5),

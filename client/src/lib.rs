@@ -10,6 +10,8 @@
 //!   any handle.
 //! - **Never wrong bytes**: every byte read is checked against the checksum its writer computed; a
 //!   damaged replica costs a second request to another one.
+//! - **Short tails**: a read that waits longer than nearly all others is asked of a second replica too,
+//!   for a bounded share of the reads ([`ClientConfig::hedge_percent`]).
 //! - **Patience**: dead, busy or moving servers are waited for, within [`ClientConfig::io_timeout`];
 //!   a retry of a change carries the same number as its first attempt, so it happens once.
 //! - **Bounds**: memory for read-ahead and buffered writes stays within
@@ -32,6 +34,7 @@
 
 pub mod attr;
 mod background;
+mod batch;
 pub mod blocking;
 mod budget;
 mod channels;
@@ -42,7 +45,9 @@ mod client;
 mod config;
 mod core;
 mod creds;
+mod fetch_files;
 mod flush;
+mod hedge;
 mod inode_state;
 mod length;
 mod map_watch;
@@ -62,6 +67,7 @@ mod stats;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod window;
 mod write_buffer;
 
 pub use attr::Attr;
@@ -71,4 +77,5 @@ pub use creds::Creds;
 pub use emberfs_proto::{Error, ErrorCode, Result};
 pub use open_file::File;
 pub use ops::{CreateFlags, OpenFlags, RenameFlags, SetAttr, TimeSet};
+pub use read_many::ReadItem;
 pub use stats::Stats;

@@ -124,7 +124,8 @@ impl File {
     }
 
     /// Reads many `(offset, length)` ranges at once, with few requests per storage node; results in
-    /// the order of the ranges, each as [`File::read`] would answer.
+    /// the order of the ranges, each as [`File::read`] would answer. [`crate::Client::read_many`] does
+    /// the same for many files.
     pub async fn read_many(&self, ranges: &[(u64, usize)]) -> Vec<Result<Bytes>> {
         if let Err(error) = self.readable() {
             return ranges.iter().map(|_| Err(error.clone())).collect();
@@ -281,7 +282,7 @@ impl File {
         Ok(())
     }
 
-    fn readable(&self) -> Result<()> {
+    pub(crate) fn readable(&self) -> Result<()> {
         self.open()?;
         self.allowed(self.inner.flags.read, "reading")
     }

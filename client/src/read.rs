@@ -1,7 +1,7 @@
 //! Reading byte ranges: read-ahead blocks where there are any, chunks in parallel where not.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use emberfs_proto::ids::InodeId;
@@ -108,6 +108,8 @@ fn look_ahead(file: &File, offset: u64, len: usize) -> Vec<Hit> {
     let around = Surroundings {
         size,
         limit,
+        memory: (core.config.memory_bytes / 2) as u64,
+        now: Instant::now(),
         dirty: !state.buffers.lock().is_clean(),
     };
     ahead.access(offset, len as u64, &around, |offset, len| {
@@ -124,7 +126,10 @@ fn prefetch(core: &Arc<Core>, state: &Arc<InodeState>, offset: u64, len: usize) 
             return Err(Error::new(ErrorCode::Unavailable, "the client is gone"));
         };
         let buf = BytesMut::with_capacity(len);
-        Ok(read_chunks(&core, &state, offset, len, buf).await?.freeze())
+        let begun = Instant::now();
+        let data = read_chunks(&core, &state, offset, len, buf).await?;
+        state.read_ahead.lock().fetched(begun.elapsed());
+        Ok(data.freeze())
     });
     let joined = task.map(|joined| match joined {
         Ok(result) => result,

@@ -1,14 +1,17 @@
-//! Read-ahead: recognising sequential streams, and the blocks fetched before they are asked for.
+//! Read-ahead: the blocks fetched before they are asked for.
 //!
-//! Streams are recognised by their offsets, whichever handle reads: a read that begins where another
-//! ended, give or take what the kernel reorders, continues it. The second read of a stream starts the
-//! read-ahead; the window doubles with each further read, up to the limit. A read that continues nothing
-//! fetches nothing but itself.
+//! Which reads continue a stream [`streams`] tells: forward, backward, or with gaps of one size, in which
+//! case the gaps are not fetched. The window doubles with each further read, up to what [`pace`] finds
+//! useful, the configured limit, and the stream's share of the memory. A read that continues nothing fetches
+//! nothing but itself.
 //!
 //! Blocks hold bytes as they were when fetched. They are dropped when this client writes or truncates,
 //! when the file is opened again and has changed, when they have been read, and when their stream
 //! stands still. A block is only registered while no write is buffered, under the same lock that a
 //! write takes to drop blocks after it was buffered: so a block never survives a write it does not hold.
+
+mod pace;
+mod streams;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -18,28 +21,18 @@ use emberfs_proto::Result;
 use futures::future::{BoxFuture, Shared};
 use tokio::sync::OwnedSemaphorePermit;
 
-/// Streams recognised per file.
-const STREAMS: usize = 8;
+use pace::Delay;
+use streams::{Kind, Stream, Streams};
+
 /// Blocks are this long, and aligned to it, but for the last of a file.
 pub(crate) const BLOCK: u64 = 1 << 20;
-/// How many of its own lengths a read may be off and still continue a stream: the kernel sends the
-/// parts of its own read-ahead side by side.
-const REORDER: u64 = 8;
+/// Items that a strided stream stays ahead, at most.
+const ITEMS: u64 = 32;
 /// A stream that stood still this long is forgotten, and its blocks with it.
 const IDLE: Duration = Duration::from_secs(10);
 
 /// A block's bytes, on their way or here.
 pub(crate) type Fetch = Shared<BoxFuture<'static, Result<Bytes>>>;
-
-struct Stream {
-    /// Where the next read is expected.
-    next: u64,
-    /// Bytes to stay ahead.
-    window: u64,
-    /// Up to here blocks were asked for.
-    ahead: u64,
-    touched: Instant,
-}
 
 struct Block {
     len: u64,
@@ -53,9 +46,14 @@ struct Block {
 /// Read-ahead of one file.
 #[derive(Default)]
 pub(crate) struct ReadAhead {
-    streams: Vec<Stream>,
-    blocks: BTreeMap<u64, Block>,
+    streams: Streams,
+    blocks: Blocks,
+    delay: Delay,
 }
+
+/// Blocks by offset; no two overlap.
+#[derive(Default)]
+struct Blocks(BTreeMap<u64, Block>);
 
 /// A part of a read that a block answers.
 pub(crate) struct Hit {
@@ -73,6 +71,9 @@ pub(crate) struct Surroundings {
     pub(crate) size: u64,
     /// Most bytes to stay ahead; 0: no read-ahead.
     pub(crate) limit: u64,
+    /// Bytes of memory that all streams share.
+    pub(crate) memory: u64,
+    pub(crate) now: Instant,
     /// Something is buffered for writing: nothing may be fetched ahead.
     pub(crate) dirty: bool,
 }
@@ -90,97 +91,198 @@ impl ReadAhead {
         if around.limit == 0 {
             return Vec::new();
         }
-        let now = Instant::now();
-        let continued = self.follow(offset, len, around.limit, now);
-        if let Some(stream) = continued
+        let now = around.now;
+        let share = around.memory / self.streams.known().max(1);
+        if let Some(stream) = self.streams.follow(offset, len, now)
             && !around.dirty
         {
-            self.extend(stream, around.size, now, fetch);
-        }
-        self.hits(offset, offset + len, now)
-    }
-
-    /// The stream that this read moves on; one that continues none begins one.
-    fn follow(&mut self, offset: u64, len: u64, limit: u64, now: Instant) -> Option<usize> {
-        let slack = len * REORDER;
-        let near = |s: &Stream| offset <= s.next + slack && offset + slack >= s.next;
-        let found = (0..self.streams.len())
-            .filter(|&i| near(&self.streams[i]))
-            .min_by_key(|&i| self.streams[i].next.abs_diff(offset));
-        if let Some(i) = found {
-            let stream = &mut self.streams[i];
-            stream.touched = now;
-            if offset + len <= stream.next {
-                return None;
+            // The block that is being read takes memory too.
+            let share = share.saturating_sub(BLOCK).max(BLOCK);
+            let limit = around.limit.min(share);
+            let useful = self.delay.window(&stream.pace, limit);
+            stream.window = (stream.window * 2).max(len * 2).min(useful);
+            let fetch = Fetcher { now, fetch };
+            match stream.kind {
+                Kind::New => {}
+                Kind::Forward => self.blocks.forward(stream, around.size, fetch),
+                Kind::Backward => self.blocks.backward(stream, fetch),
+                Kind::Strided { stride, len } => {
+                    self.blocks.items(stream, stride, len, around.size, fetch);
+                }
             }
-            stream.next = offset + len;
-            stream.window = (stream.window * 2).max(len * 2).min(limit);
-            return Some(i);
         }
-        if self.streams.len() == STREAMS {
-            let oldest = (0..STREAMS).min_by_key(|&i| self.streams[i].touched)?;
-            self.streams.swap_remove(oldest);
-        }
-        let next = offset + len;
-        self.streams.push(Stream {
-            next,
-            window: 0,
-            ahead: next,
-            touched: now,
-        });
-        None
+        self.blocks.hits(offset, offset + len, now)
     }
 
-    fn extend(
-        &mut self,
-        stream: usize,
-        size: u64,
-        now: Instant,
-        mut fetch: impl FnMut(u64, u64) -> Option<(Fetch, OwnedSemaphorePermit)>,
-    ) {
-        let stream = &mut self.streams[stream];
+    /// A block was fetched in this time.
+    pub(crate) fn fetched(&mut self, took: Duration) {
+        self.delay.fetched(took);
+    }
+
+    /// Drops blocks that overlap a range: it was written.
+    pub(crate) fn invalidate(&mut self, offset: u64, len: u64) {
+        let end = offset + len;
+        self.blocks
+            .0
+            .retain(|&start, block| start >= end || start + block.len <= offset);
+    }
+
+    /// Drops everything.
+    pub(crate) fn clear(&mut self) {
+        self.blocks.0.clear();
+        self.streams.clear();
+    }
+
+    /// Drops streams that stand still, and blocks that nobody came for.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        let live = |touched: Instant| now.saturating_duration_since(touched) < IDLE;
+        self.streams.all.retain(|stream| live(stream.touched));
+        let ahead = |s: &Stream| match s.kind {
+            Kind::Backward => s.ahead..s.low,
+            _ => s.next.min(s.ahead)..s.next.max(s.ahead),
+        };
+        let busy: Vec<_> = self.streams.all.iter().map(ahead).collect();
+        self.blocks.0.retain(|&start, block| {
+            live(block.touched) || busy.iter().any(|ahead| ahead.contains(&start))
+        });
+    }
+}
+
+/// Starts fetching blocks.
+struct Fetcher<F> {
+    now: Instant,
+    fetch: F,
+}
+
+impl<F: FnMut(u64, u64) -> Option<(Fetch, OwnedSemaphorePermit)>> Fetcher<F> {
+    fn block(&mut self, offset: u64, len: u64) -> Option<Block> {
+        let (fetch, permit) = (self.fetch)(offset, len)?;
+        Some(Block {
+            len,
+            served: 0,
+            fetch,
+            touched: self.now,
+            _permit: permit,
+        })
+    }
+}
+
+/// While a window is smaller than a block, as at the start of a stream that may be none, no more than the
+/// window is fetched; but not for each read anew.
+fn small(stream: &Stream, ahead: u64) -> bool {
+    stream.window < BLOCK && ahead > stream.window / 2
+}
+
+impl Blocks {
+    /// The block that begins last among those that begin before `end`: where it lies.
+    fn last_before(&self, end: u64) -> Option<(u64, u64)> {
+        let (&start, block) = self.0.range(..end).next_back()?;
+        Some((start, start + block.len))
+    }
+
+    fn forward<F>(&mut self, stream: &mut Stream, size: u64, mut fetch: Fetcher<F>)
+    where
+        F: FnMut(u64, u64) -> Option<(Fetch, OwnedSemaphorePermit)>,
+    {
         stream.ahead = stream.ahead.max(stream.next);
-        let goal = (stream.next + stream.window).min(size);
+        let goal = stream.next.saturating_add(stream.window).min(size);
+        if small(stream, stream.ahead - stream.next) {
+            return;
+        }
         while stream.ahead < goal {
             let end = (stream.ahead - stream.ahead % BLOCK + BLOCK).min(size);
+            let end = if stream.window < BLOCK {
+                end.min(goal)
+            } else {
+                end
+            };
             // A block that another stream fetches already serves this one as well.
-            let covered = self.blocks.range(..=stream.ahead).next_back();
-            if let Some((start, block)) = covered
-                && start + block.len > stream.ahead
+            if let Some((_, covered)) = self.last_before(stream.ahead + 1)
+                && covered > stream.ahead
             {
-                stream.ahead = start + block.len;
+                stream.ahead = covered;
                 continue;
             }
-            let end = self
-                .blocks
-                .range(stream.ahead..end)
-                .next()
-                .map_or(end, |(&start, _)| start);
-            let len = end - stream.ahead;
-            let Some((fetch, permit)) = fetch(stream.ahead, len) else {
+            let next = self.0.range(stream.ahead..end).next();
+            let end = next.map_or(end, |(&start, _)| start);
+            let Some(block) = fetch.block(stream.ahead, end - stream.ahead) else {
                 break;
             };
-            let block = Block {
-                len,
-                served: 0,
-                fetch,
-                touched: now,
-                _permit: permit,
-            };
-            self.blocks.insert(stream.ahead, block);
+            self.0.insert(stream.ahead, block);
             stream.ahead = end;
         }
     }
 
+    fn backward<F>(&mut self, stream: &mut Stream, mut fetch: Fetcher<F>)
+    where
+        F: FnMut(u64, u64) -> Option<(Fetch, OwnedSemaphorePermit)>,
+    {
+        stream.ahead = stream.ahead.min(stream.low);
+        let goal = stream.low.saturating_sub(stream.window);
+        if small(stream, stream.low - stream.ahead) {
+            return;
+        }
+        while stream.ahead > goal {
+            let mut start = (stream.ahead - 1) / BLOCK * BLOCK;
+            if stream.window < BLOCK {
+                start = start.max(goal);
+            }
+            if let Some((other, end)) = self.last_before(stream.ahead) {
+                if end >= stream.ahead {
+                    stream.ahead = other;
+                    continue;
+                }
+                start = start.max(end);
+            }
+            let Some(block) = fetch.block(start, stream.ahead - start) else {
+                break;
+            };
+            self.0.insert(start, block);
+            stream.ahead = start;
+        }
+    }
+
+    /// The next items of a strided stream, without the gaps.
+    fn items<F>(
+        &mut self,
+        stream: &mut Stream,
+        stride: i64,
+        len: u64,
+        size: u64,
+        mut fetch: Fetcher<F>,
+    ) where
+        F: FnMut(u64, u64) -> Option<(Fetch, OwnedSemaphorePermit)>,
+    {
+        let items = (stream.window / len.max(1)).min(ITEMS);
+        let before = |item: u64| stream.next.abs_diff(item) / stride.unsigned_abs() < items;
+        let mut ahead = stream.ahead;
+        while before(ahead) && ahead.saturating_add(len) <= size {
+            let free = self
+                .last_before(ahead + len)
+                .is_none_or(|(_, end)| end <= ahead);
+            if free {
+                let Some(block) = fetch.block(ahead, len) else {
+                    break;
+                };
+                self.0.insert(ahead, block);
+            }
+            match ahead.checked_add_signed(stride) {
+                Some(next) => ahead = next,
+                None => break,
+            }
+        }
+        stream.ahead = ahead;
+    }
+
     fn hits(&mut self, offset: u64, end: u64, now: Instant) -> Vec<Hit> {
         let from = self
-            .blocks
+            .0
             .range(..=offset)
             .next_back()
             .map_or(offset, |(&start, _)| start);
         let mut hits = Vec::new();
         let mut read = Vec::new();
-        for (&start, block) in self.blocks.range_mut(from..end) {
+        for (&start, block) in self.0.range_mut(from..end) {
             let (first, last) = (start.max(offset), (start + block.len).min(end));
             if first >= last {
                 continue;
@@ -198,36 +300,9 @@ impl ReadAhead {
             });
         }
         for start in read {
-            self.blocks.remove(&start);
+            self.0.remove(&start);
         }
         hits
-    }
-
-    /// Drops blocks that overlap a range: it was written.
-    pub(crate) fn invalidate(&mut self, offset: u64, len: u64) {
-        let end = offset + len;
-        self.blocks
-            .retain(|&start, block| start >= end || start + block.len <= offset);
-    }
-
-    /// Drops everything.
-    pub(crate) fn clear(&mut self) {
-        self.blocks.clear();
-        self.streams.clear();
-    }
-
-    /// Drops streams that stand still, and blocks that nobody came for.
-    pub(crate) fn expire(&mut self, now: Instant) {
-        let live = |touched: Instant| now.saturating_duration_since(touched) < IDLE;
-        self.streams.retain(|stream| live(stream.touched));
-        let busy = self
-            .streams
-            .iter()
-            .map(|s| s.next..s.ahead)
-            .collect::<Vec<_>>();
-        self.blocks.retain(|&start, block| {
-            live(block.touched) || busy.iter().any(|ahead| ahead.contains(&start))
-        });
     }
 }
 

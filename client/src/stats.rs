@@ -24,6 +24,8 @@ counters! {
     /** Chunk ranges read from storage servers. */ chunk_reads;
     /** Bytes of them. */ read_bytes;
     /** Read requests repeated, at the same or another replica. */ read_retries;
+    /** Reads that were slow and asked of a second replica too. */ hedges;
+    /** Of these: the second replica answered first. */ hedge_wins;
     /** Replies whose bytes did not match their checksums. */ checksum_failures;
     /** Chunk writes sent and acknowledged. */ chunk_writes;
     /** Bytes of them. */ written_bytes;

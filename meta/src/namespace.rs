@@ -247,6 +247,17 @@ impl Namespace {
         .await
     }
 
+    pub(crate) async fn lookup_many(
+        &self,
+        req: pb::LookupManyRequest,
+    ) -> Result<pb::LookupManyReply> {
+        let caller = req.caller.clone();
+        self.look(caller.as_ref(), move |tx, who| {
+            ops::lookup::lookup_many(tx, who, &req)
+        })
+        .await
+    }
+
     pub(crate) async fn getattr(&self, req: pb::GetAttrRequest) -> Result<pb::AttrReply> {
         let inode = InodeId(req.inode);
         self.look(req.caller.as_ref(), move |tx, _| {

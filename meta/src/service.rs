@@ -48,6 +48,7 @@ delegate! {
     attach(AttachRequest) -> AttachReply = attach;
     keep_alive(KeepAliveRequest) -> KeepAliveReply = keep_alive;
     lookup(NameRequest) -> AttrReply = lookup;
+    lookup_many(LookupManyRequest) -> LookupManyReply = lookup_many;
     get_attr(GetAttrRequest) -> AttrReply = getattr;
     set_attr(SetAttrRequest) -> AttrReply = setattr;
     create(CreateRequest) -> OpenReply = create;

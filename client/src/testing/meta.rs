@@ -1,6 +1,6 @@
 //! A metadata server with one directory, exactly-once changes, and faults on demand.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -35,6 +35,10 @@ pub(crate) struct State {
     pub(crate) ends: Vec<(u64, Option<u64>)>,
     pub(crate) attached: usize,
     pub(crate) get_attrs: usize,
+    /// Lookups of many names.
+    pub(crate) lookups: usize,
+    /// Files that such a lookup refuses for now.
+    pub(crate) truncating: HashSet<u64>,
     pub(crate) forgotten: bool,
     records: HashMap<u64, pb::OpenReply>,
     /// Verb, error, and whether the change is made before it is answered.
@@ -264,6 +268,36 @@ impl Metadata for FakeMeta {
             })),
             None => fail(ErrorCode::NotFound, "no such name"),
         }
+    }
+
+    async fn lookup_many(
+        &self,
+        request: Request<pb::LookupManyRequest>,
+    ) -> Reply<pb::LookupManyReply> {
+        let mut state = self.state.lock();
+        state.lookups += 1;
+        let found = |name| {
+            let attr = *state.files.get(state.names.get(name)?)?;
+            Some(attr)
+        };
+        let results = request.get_ref().names.iter().map(|name| {
+            let (attr, status) = match found(name) {
+                None => (None, ErrorCode::NotFound as u32),
+                Some(attr) if state.truncating.contains(&attr.inode) => {
+                    (None, ErrorCode::Busy as u32)
+                }
+                Some(attr) if attr.mode & 0o004 == 0 => (None, ErrorCode::PermissionDenied as u32),
+                attr => (attr, 0),
+            };
+            let message = String::new();
+            pb::LookupResult {
+                attr,
+                status,
+                message,
+            }
+        });
+        let results = results.collect();
+        Ok(Response::new(pb::LookupManyReply { results }))
     }
 
     async fn get_attr(&self, request: Request<pb::GetAttrRequest>) -> Reply<pb::AttrReply> {

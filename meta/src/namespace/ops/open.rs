@@ -113,7 +113,8 @@ pub(super) fn begin_session(
     Ok(session)
 }
 
-fn check(who: &Who, record: &InodeRecord, bits: u32) -> Result<()> {
+/// Whether the caller may open this.
+pub(super) fn check(who: &Who, record: &InodeRecord, bits: u32) -> Result<()> {
     let id = record.id();
     if record.condemned {
         return Err(names::stale(id));

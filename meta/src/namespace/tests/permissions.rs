@@ -302,3 +302,89 @@ async fn truncate_checks_kind_permission_and_size() {
     let fifo = f.ns.mknod(fifo).await.unwrap().attr.unwrap().inode;
     assert_eq!(code(f.truncate(fifo, 0).await), InvalidArgument);
 }
+
+#[tokio::test]
+async fn many_names_are_looked_up_as_if_each_was_opened_for_reading() {
+    let f = Fixture::new();
+    let dir = f.mkdir(ROOT, "d").await.inode;
+    let open = f.file(dir, "open").await;
+    let secret = f.file(dir, "secret").await;
+    chmod(&f, f.root(), secret.inode, 0o600).await.unwrap();
+    let sub = f.mkdir(dir, "sub").await;
+    let link = pb::SymlinkRequest {
+        caller: f.root(),
+        parent: dir,
+        name: bytes("link"),
+        target: bytes("open"),
+    };
+    f.ns.symlink(link).await.unwrap();
+    let many = |caller, names: &[&str]| pb::LookupManyRequest {
+        caller,
+        parent: dir,
+        names: names.iter().map(|name| bytes(name)).collect(),
+    };
+    let names = [
+        "open", "none", "secret", "sub", "link", "..", "open", "open/",
+    ];
+    let found = f.ns.lookup_many(many(f.user(5), &names)).await.unwrap();
+    let found = found.results.into_iter().map(|result| match result.attr {
+        Some(attr) => Ok(attr.inode),
+        None => Err(emberfs_proto::ErrorCode::from_number(result.status)),
+    });
+    let expected = [
+        Ok(open.inode),
+        Err(NotFound),
+        Err(PermissionDenied),
+        Ok(sub.inode),
+        Err(Loop),
+        Err(InvalidArgument),
+        Ok(open.inode),
+        Err(InvalidArgument),
+    ];
+    assert_eq!(found.collect::<Vec<_>>(), expected);
+    let found = f.ns.lookup_many(many(f.root(), &["secret"])).await.unwrap();
+    assert_eq!(
+        found.results[0].attr,
+        Some(f.attr(secret.inode).await.unwrap())
+    );
+
+    let too_many = vec!["x"; 4097];
+    assert_eq!(
+        code(f.ns.lookup_many(many(f.root(), &too_many)).await),
+        InvalidArgument
+    );
+    chmod(&f, f.root(), dir, 0o744).await.unwrap();
+    assert_eq!(
+        code(f.ns.lookup_many(many(f.user(5), &["open"])).await),
+        PermissionDenied,
+        "no search"
+    );
+    let no_dir = pb::LookupManyRequest {
+        parent: open.inode,
+        ..many(f.root(), &["x"])
+    };
+    assert_eq!(code(f.ns.lookup_many(no_dir).await), NotDirectory);
+}
+
+#[tokio::test]
+async fn a_file_that_is_being_truncated_is_not_read_without_an_open() {
+    let f = Fixture::new();
+    let file = f.create(f.root(), ROOT, "f", 0o644).await.unwrap();
+    let inode = file.attr.unwrap().inode;
+    f.chunks.write(inode, 100);
+    f.sync(inode, file.session, 100, 0).await.unwrap();
+    *f.chunks.down.lock() = true;
+    f.truncate(inode, 10).await.unwrap_err();
+    let look = || async {
+        let request = pb::LookupManyRequest {
+            caller: f.root(),
+            parent: ROOT,
+            names: vec![bytes("f")],
+        };
+        f.ns.lookup_many(request).await.unwrap().results.remove(0)
+    };
+    assert_eq!(look().await.status, Busy as u32);
+    *f.chunks.down.lock() = false;
+    f.open(inode, false).await.unwrap();
+    assert_eq!(look().await.attr.unwrap().size, 10);
+}
