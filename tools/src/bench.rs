@@ -4,7 +4,10 @@
 //! Data is random, so that nothing below can compress it away; writes end with fsync and count it;
 //! reads start with dropped caches. CPU time is that of this process and, for a cluster on this host,
 //! of all its processes.
+//!
+//! Floors are measured in the same run: [`disk`] takes the chunk engine and fio in turn.
 
+mod disk;
 mod pause;
 mod report;
 mod small;
@@ -14,7 +17,7 @@ mod subject;
 use std::time::Instant;
 
 use crate::cli::{BenchArgs, DirArg, Workload};
-use crate::failure::{Context, Exit, Failure, Result};
+use crate::failure::{Context, Exit, Failure, Result, fail};
 use crate::local::LocalCluster;
 use crate::output::say;
 use crate::progress::Progress;
@@ -25,6 +28,15 @@ use subject::{DirSubject, NativeSubject, Subject};
 
 /// `emberfs bench write|read|meta|pause`.
 pub(crate) async fn bench(cluster: Option<String>, args: BenchArgs) -> Result<Exit> {
+    if let Workload::Disk(disk) = &args.workload {
+        let Some(path) = &args.path else {
+            return fail("say where: give --path, a directory on the disk to measure");
+        };
+        let progress = Progress::start("Measuring");
+        let report = disk::run(path, disk).await?;
+        drop(progress);
+        return print(&report, args.json, || report.render());
+    }
     let dir = DirArg {
         dir: args.dir.clone(),
     };
@@ -65,10 +77,14 @@ pub(crate) async fn bench(cluster: Option<String>, args: BenchArgs) -> Result<Ex
         .await
         .context("the measurement broke off")??;
     drop(progress);
-    if args.json {
-        say(serde_json::to_string_pretty(&report).context("cannot write JSON")?)?;
+    print(&report, args.json, || report.render())
+}
+
+fn print(report: &impl serde::Serialize, json: bool, render: impl Fn() -> String) -> Result<Exit> {
+    if json {
+        say(serde_json::to_string_pretty(report).context("cannot write JSON")?)?;
     } else {
-        say(report.render())?;
+        say(render())?;
     }
     Ok(Exit::Success)
 }
@@ -79,13 +95,14 @@ fn measure(
     local: Option<&LocalCluster>,
     pids: &[i32],
 ) -> Result<BenchReport> {
-    let mut meter = Meter::new(pids.to_vec());
+    let meter = Meter::new(pids.to_vec());
     let mut report = BenchReport::new(subject.describe());
     match workload {
-        Workload::Write(args) => stream::write(subject, &args, &mut meter, &mut report)?,
-        Workload::Read(args) => stream::read(subject, &args, &mut meter, &mut report)?,
-        Workload::Meta(args) => small::run(subject, &args, &mut meter, &mut report)?,
-        Workload::Pause(args) => pause::run(subject, &args, local, &mut meter, &mut report)?,
+        Workload::Write(args) => stream::write(subject, &args, &meter, &mut report)?,
+        Workload::Read(args) => stream::read(subject, &args, &meter, &mut report)?,
+        Workload::Meta(args) => small::run(subject, &args, &meter, &mut report)?,
+        Workload::Pause(args) => pause::run(subject, &args, local, &meter, &mut report)?,
+        Workload::Disk(_) => return fail("this workload has no subject"),
     }
     Ok(report)
 }
@@ -104,6 +121,12 @@ struct Meter {
     ticks_per_second: f64,
 }
 
+/// When a phase began.
+struct Start {
+    cpu_seconds: f64,
+    at: Instant,
+}
+
 /// What a phase took.
 #[derive(Clone, Copy, Debug)]
 struct Spent {
@@ -120,19 +143,24 @@ impl Meter {
         }
     }
 
-    fn time<T>(&mut self, work: impl FnOnce() -> Result<T>) -> Result<(T, Spent)> {
-        let before = self.cpu_seconds();
-        let start = Instant::now();
+    fn time<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<(T, Spent)> {
+        let start = self.start();
         let value = work()?;
-        let seconds = start.elapsed().as_secs_f64();
-        let cpu_seconds = self.cpu_seconds() - before;
-        Ok((
-            value,
-            Spent {
-                seconds,
-                cpu_seconds,
-            },
-        ))
+        Ok((value, self.stop(&start)))
+    }
+
+    fn start(&self) -> Start {
+        Start {
+            cpu_seconds: self.cpu_seconds(),
+            at: Instant::now(),
+        }
+    }
+
+    fn stop(&self, start: &Start) -> Spent {
+        Spent {
+            seconds: start.at.elapsed().as_secs_f64(),
+            cpu_seconds: self.cpu_seconds() - start.cpu_seconds,
+        }
     }
 
     fn cpu_seconds(&self) -> f64 {
@@ -159,7 +187,7 @@ mod tests {
 
     #[test]
     fn cpu_time_of_this_process_grows_with_work() {
-        let mut meter = Meter::new(Vec::new());
+        let meter = Meter::new(Vec::new());
         let ((), spent) = meter
             .time(|| {
                 let start = Instant::now();

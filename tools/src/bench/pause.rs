@@ -66,7 +66,7 @@ pub(super) fn run(
     subject: &dyn Subject,
     args: &PauseArgs,
     cluster: Option<&LocalCluster>,
-    meter: &mut Meter,
+    meter: &Meter,
     report: &mut BenchReport,
 ) -> Result<()> {
     let plan = faults::plan(args, cluster)?;

@@ -20,7 +20,7 @@ const MAX_US: u64 = 600_000_000;
 pub(super) fn run(
     subject: &dyn Subject,
     args: &SmallArgs,
-    meter: &mut Meter,
+    meter: &Meter,
     report: &mut BenchReport,
 ) -> Result<()> {
     let data = random(args.size as usize);
@@ -63,7 +63,7 @@ fn phase(
     bytes: u64,
     names: &[String],
     jobs: u32,
-    meter: &mut Meter,
+    meter: &Meter,
     report: &mut BenchReport,
     operation: &(dyn Fn(&str) -> Result<()> + Sync),
 ) -> Result<()> {

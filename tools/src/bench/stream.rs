@@ -13,7 +13,7 @@ use super::subject::Subject;
 pub(super) fn write(
     subject: &dyn Subject,
     args: &StreamArgs,
-    meter: &mut Meter,
+    meter: &Meter,
     report: &mut BenchReport,
 ) -> Result<()> {
     let data = random(args.block as usize);
@@ -27,7 +27,7 @@ pub(super) fn write(
 pub(super) fn read(
     subject: &dyn Subject,
     args: &StreamArgs,
-    meter: &mut Meter,
+    meter: &Meter,
     report: &mut BenchReport,
 ) -> Result<()> {
     let data = random(args.block as usize);
