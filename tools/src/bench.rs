@@ -11,9 +11,11 @@
 mod checkpoint;
 mod disk;
 mod floor;
+mod incast;
 mod latency;
 mod loader;
 mod pause;
+mod publish;
 mod randread;
 mod report;
 mod small;
@@ -37,22 +39,11 @@ pub(crate) async fn bench(cluster: Option<String>, args: BenchArgs) -> Result<Ex
     if args.direct && args.path.is_none() {
         return fail("--direct is about files of a directory: give --path");
     }
-    if let Workload::Floor(floor) = args.workload {
-        let progress = Progress::start("Measuring");
-        let report = tokio::task::spawn_blocking(move || floor::run(&floor))
-            .await
-            .context("the measurement broke off")??;
-        drop(progress);
-        return print(&report, args.json, || report.render());
-    }
-    if let Workload::Disk(disk) = &args.workload {
-        let Some(path) = &args.path else {
-            return fail("say where: give --path, a directory on the disk to measure");
-        };
-        let progress = Progress::start("Measuring");
-        let report = disk::run(path, disk).await?;
-        drop(progress);
-        return print(&report, args.json, || report.render());
+    match &args.workload {
+        Workload::Disk(_) | Workload::Floor(_) | Workload::Incast(_) | Workload::Report(_) => {
+            return alone(args).await;
+        }
+        _ => {}
     }
     let dir = DirArg {
         dir: args.dir.clone(),
@@ -90,11 +81,48 @@ pub(crate) async fn bench(cluster: Option<String>, args: BenchArgs) -> Result<Ex
         subject.finish();
         report
     };
-    let report = tokio::task::spawn_blocking(work)
-        .await
-        .context("the measurement broke off")??;
+    let report = blocking(work).await?;
     drop(progress);
     print(&report, args.json, || report.render())
+}
+
+/// What needs no cluster and no directory with files.
+async fn alone(args: BenchArgs) -> Result<Exit> {
+    let progress = Progress::start("Measuring");
+    match args.workload {
+        Workload::Disk(disk) => {
+            let Some(path) = &args.path else {
+                return fail("say where: give --path, a directory on the disk to measure");
+            };
+            let report = disk::run(path, &disk).await?;
+            drop(progress);
+            print(&report, args.json, || report.render())
+        }
+        Workload::Floor(floor) => {
+            let report = blocking(move || floor::run(&floor)).await?;
+            drop(progress);
+            print(&report, args.json, || report.render())
+        }
+        Workload::Incast(incast) => {
+            let report = blocking(move || Ok(incast::run(&incast))).await?;
+            drop(progress);
+            print(&report, args.json, || report.render())
+        }
+        Workload::Report(publish) => {
+            let exit = blocking(move || publish::run(&publish)).await;
+            drop(progress);
+            exit
+        }
+        _ => fail("this workload needs a cluster or a directory"),
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .context("the measurement broke off")?
 }
 
 fn print(report: &impl serde::Serialize, json: bool, render: impl Fn() -> String) -> Result<Exit> {
@@ -122,7 +150,9 @@ fn measure(
         Workload::Randread(args) => randread::run(subject, &args, &meter, &mut report)?,
         Workload::Checkpoint(args) => checkpoint::run(subject, &args, &meter, &mut report)?,
         Workload::Loader(args) => loader::run(subject, &args, &meter, &mut report)?,
-        Workload::Disk(_) | Workload::Floor(_) => return fail("this workload has no subject"),
+        Workload::Disk(_) | Workload::Floor(_) | Workload::Incast(_) | Workload::Report(_) => {
+            return fail("this workload needs no cluster and no directory");
+        }
     }
     Ok(report)
 }

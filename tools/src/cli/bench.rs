@@ -45,6 +45,10 @@ pub(crate) enum Workload {
     Checkpoint(CheckpointArgs),
     /// Training input: shuffled samples for emulated accelerators, and how busy these are
     Loader(LoaderArgs),
+    /// Simulate what many nodes that answer many readers do to a switch, with and without receiver-driven windows
+    Incast(IncastArgs),
+    /// Write the tables and plots of a page from the JSON files of `make bench`
+    Report(PublishArgs),
     /// Longest pauses of reads and of writes with fsync, also while servers of this host die and return
     Pause(PauseArgs),
 }
@@ -223,4 +227,45 @@ fn parse_factor(text: &str) -> Result<f64, String> {
         Ok(factor) if (0.001..=1000.0).contains(&factor) => Ok(factor),
         _ => Err("write a number from 0.001 to 1000".to_owned()),
     }
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct IncastArgs {
+    /// Readers, each behind a port of its own
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) readers: u32,
+    /// Storage nodes that answer each reader at the same time
+    #[arg(long, value_delimiter = ',', default_value = "1,4,16,64",
+        value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) fan_in: Vec<u32>,
+    /// Bytes of one request
+    #[arg(long, default_value = "1M", value_parser = parse_bytes)]
+    pub(crate) block: u64,
+    /// Requests of each reader
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub(crate) blocks: u64,
+    /// Of a reader's port
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) gbit: u32,
+    /// Round trip without queues, microseconds
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub(crate) rtt_us: u64,
+    /// Memory of the switch, shared by its ports
+    #[arg(long, default_value = "64M", value_parser = parse_bytes)]
+    pub(crate) buffer: u64,
+    /// Until a lost packet is sent again, microseconds
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub(crate) timeout_us: u64,
+    /// Delay in the queue that windows aim at, microseconds
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub(crate) target_us: u64,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct PublishArgs {
+    /// Directory with JSON files
+    pub(crate) runs: PathBuf,
+    /// Markdown file: what stands between the markers in it is replaced, plots go into the directory of its name
+    #[arg(long, value_name = "FILE")]
+    pub(crate) page: PathBuf,
 }
