@@ -62,8 +62,9 @@ sim: deps ## simulate clusters under faults: make sim SEEDS=10000, or SEED=7, FA
 	@export EMBERFS_SIM_SEEDS=$(SEEDS) $(foreach v,SEED FAMILY FROM MUTANT,$(if $($v),EMBERFS_SIM_$v=$($v))); \
 	$(BUILD) test --release --locked -p emberfs-storage --lib sim::tests::long_run -- --exact --ignored --nocapture
 
-bench: build ## measure disk and network floors, then EmberFS natively and through the mount
-	@tools/bench/suite.py "$(TARGET)/release/emberfs"
+bench: build ## measure floors, then EmberFS natively and through the mount: make bench SIZE=256M ROUNDS=1
+	@export OUT="$${OUT:-$(TARGET)/bench}" $(foreach v,SIZE FILES ROUNDS DURATION STORAGE REPLICAS BENCH_DIR MEMORY_DIR PAGE,$(if $($v),$v="$($v)")); \
+	tools/bench/suite.py "$(TARGET)/release/emberfs"
 
 install: build ## install emberfs under PREFIX (/usr/local), and mount(8)'s helper in /sbin
 	@install -D -m 755 "$(TARGET)/release/emberfs" "$(DESTDIR)$(PREFIX)/bin/emberfs"

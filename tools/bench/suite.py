@@ -1,140 +1,236 @@
 #!/usr/bin/env python3
-"""Floors of this machine, then EmberFS natively and through the mount, as one Markdown table.
+"""Floors of this machine, then EmberFS natively and through the mount; writes JSON and a page from it.
 
 usage: tools/bench/suite.py EMBERFS
 
-Everything alternates over several rounds and medians are shown, because machines drift. The floors
-are what the same disk and the loopback network give without EmberFS; a write goes to the one disk under
+Everything alternates over several rounds and medians are shown, because machines drift. The floors are measured
+in the same rounds: fio beside the chunk engine on the same file system (emberfs bench disk), and a sender and a
+receiver of checksummed blocks over loopback (emberfs bench floor). A write goes to the one disk under
 all servers as often as there are replicas, so its floor is the disk's rate divided by them.
 
-environment: BENCH_DIR (where; default /var/tmp), SIZE (1G), FILES (2000), ROUNDS (3), STORAGE (3), REPLICAS (3)
+Clusters come up one after the other, in each round: with their disks on the file system of BENCH_DIR and on that of
+MEMORY_DIR (a tmpfs: the processor is the limit), each with every number of copies in REPLICAS.
+
+environment: BENCH_DIR (where; default /var/tmp), MEMORY_DIR (/dev/shm; empty: none), SIZE (1G), FILES (2000),
+  ROUNDS (3), DURATION (5; length of each timed measurement), STORAGE (3 servers), REPLICAS (1,3),
+  OUT (where the JSON goes; default ./bench-results), PAGE (default: page.md beside the JSON).
 """
 
 import json
 import os
+import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
 SIZE = os.environ.get("SIZE", "1G")
-FILES = os.environ.get("FILES", "2000")
+FILES = int(os.environ.get("FILES", "2000"))
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
+DURATION = os.environ.get("DURATION", "5")
 STORAGE = os.environ.get("STORAGE", "3")
-REPLICAS = os.environ.get("REPLICAS", "3")
-TOOLS = {"fio": "fio", "iperf3": "iperf3"}
+REPLICAS = [int(copies) for copies in os.environ.get("REPLICAS", "1,3").split(",")]
+MEMORY_DIR = os.environ.get("MEMORY_DIR", "/dev/shm")
+OUT = os.environ.get("OUT", "bench-results")
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+GIB = 2**30
+
+SEQUENTIAL = "sequential, 1 MiB; MiB/s"
+CPU = "CPU s per GiB, servers and client"
+ENGINE = "chunk engine alone"
+RANDOM = "random reads of 4 KiB, /s"
+SMALL = "files per second"
+CHECKPOINT = "checkpoint"
+LOADER = "loader, resnet50"
+
+
+def parse_bytes(text):
+    unit = text.upper().removesuffix("IB").removesuffix("B")
+    return int(unit[:-1]) * UNITS[unit[-1]] if unit[-1] in UNITS else int(unit)
 
 
 def output(*command):
+    command = [str(word) for word in command]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False, text=True)
     if done.returncode != 0:
-        sys.exit(f"bench: {' '.join(command)} failed with exit code {done.returncode}")
+        raise SystemExit(f"bench: {' '.join(command)} failed with exit code {done.returncode}")
     return done.stdout
 
 
-def need_tools():
-    missing = [package for tool, package in TOOLS.items() if not shutil.which(tool)]
-    if missing and os.geteuid() == 0:
-        subprocess.run(["apt-get", "install", "-y", *missing], check=True, stdout=subprocess.DEVNULL)
-    elif missing:
-        sys.exit(f"bench: run: sudo apt-get install -y {' '.join(missing)}")
+def need_fio():
+    if shutil.which("fio"):
+        return
+    if os.geteuid() != 0:
+        sys.exit("bench: run: sudo apt-get install -y fio")
+    subprocess.run(["apt-get", "install", "-y", "fio"], check=True, stdout=subprocess.DEVNULL)
 
 
-def fio(directory, mode, block, depth, seconds):
-    path = os.path.join(directory, "fio")
-    text = output(
-        "fio", "--name=floor", f"--filename={path}", f"--size={SIZE}", f"--rw={mode}", f"--bs={block}",
-        "--ioengine=io_uring", "--direct=1", f"--iodepth={depth}", "--end_fsync=1", f"--runtime={seconds}",
-        "--output-format=json")
-    side = json.loads(text)["jobs"][0]["write" if "write" in mode else "read"]
-    return side["bw_bytes"] / 2**20, side["iops"]
+class Suite:
+    def __init__(self, emberfs, base, out):
+        self.emberfs = emberfs
+        self.base = base
+        self.out = out
+        self.size = parse_bytes(SIZE)
+        self.records = []
 
+    def bench(self, where, *workload):
+        return json.loads(output(self.emberfs, "bench", *where, "--json", *workload))
 
-def iperf():
-    server = subprocess.Popen(["iperf3", "-s", "-1", "-p", "15201", "--forceflush"], stdout=subprocess.PIPE, text=True)
-    try:
-        # Its first line says that it listens.
-        server.stdout.readline()
-        text = output("iperf3", "-c", "127.0.0.1", "-p", "15201", "-t", "3", "-J")
-        return json.loads(text)["end"]["sum_received"]["bits_per_second"] / 8 / 2**20
-    finally:
-        server.kill()
-        server.wait()
+    def phases(self, where, *workload):
+        return {phase["phase"]: phase for phase in self.bench(where, *workload)["phases"]}
 
+    def cell(self, table, row, column, value):
+        self.records.append({"table": table, "row": row, "column": column, "value": value})
 
-def phases(emberfs, where, *workload):
-    report = json.loads(output(emberfs, "bench", *where, "--json", *workload))
-    return {phase["phase"]: phase for phase in report["phases"]}
+    def point(self, plot, labels, series, x, value):
+        x_label, y_label = labels
+        self.records.append({"plot": plot, "x_label": x_label, "y_label": y_label, "series": series,
+                             "x": x, "value": value})
+
+    def save(self):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+        about = [
+            f"Medians of {ROUNDS} rounds, {time.strftime('%Y-%m-%d', time.gmtime())}, {os.cpu_count()} cores, "
+            f"{memory:.0f} GiB, kernel {platform.release()}, {STORAGE} storage servers on this host.",
+            f"`SIZE={SIZE} FILES={FILES} ROUNDS={ROUNDS} DURATION={DURATION} make bench`",
+        ]
+        with open(os.path.join(self.out, "runs.json"), "w", encoding="utf-8") as file:
+            json.dump({"about": about, "records": self.records}, file, indent=1)
+
+    def floors(self, plain):
+        """The engine and fio, and loopback; returns the rates of fio's write, its read, and loopback."""
+        disk = self.bench(("--path", plain), "disk", "--size", self.size, "--rounds", "1", "--seconds", DURATION)
+        rates = {}
+        for case in disk["cases"]:
+            unit = "operations_per_second" if case["case"].startswith("random") else "mib_per_second"
+            name = case["case"].replace("_", " ") + (", /s" if unit.startswith("op") else ", MiB/s")
+            self.cell(ENGINE, name, "engine", case["engine"][unit])
+            self.cell(ENGINE, name, "fio", case["fio"][unit])
+            self.cell(ENGINE, name, "ratio", case["ratio"])
+            self.cell(ENGINE, name, "engine, CPU s/GiB", case["engine"]["cpu_seconds_per_gib"])
+            self.cell(ENGINE, name, "fio, CPU s/GiB", case["fio"]["cpu_seconds_per_gib"])
+            rates[case["case"]] = case["fio"]["mib_per_second"]
+        ends = self.phases((), "floor", "--size", 4 * self.size)
+        cpu = sum(phase["cpu_seconds"] / (phase["bytes"] / GIB) for phase in ends.values())
+        self.cell(CPU, "read, memory", "floor", cpu)
+        return rates["write"], rates["read"], ends["receive"]["mib_per_second"]
+
+    def sequential(self, kind, copies, subjects, floors):
+        name = f"{kind}, {copies} {'copy' if copies == 1 else 'copies'}"
+        for column, where in subjects.items():
+            for verb in ("write", "read"):
+                phase = self.phases(where, verb, "--size", self.size)[verb]
+                row = f"{verb}{' + fsync' if verb == 'write' else ''}, {name}"
+                rate, floor = phase["mib_per_second"], floors[verb]
+                if floor:
+                    self.cell(SEQUENTIAL, row, "floor", floor)
+                self.cell(SEQUENTIAL, row, column, rate)
+                if floor and column == "native":
+                    self.cell(SEQUENTIAL, row, "native / floor", rate / floor)
+                self.cell(CPU, row, column, phase["cpu_seconds"] / (phase["bytes"] / GIB))
+
+    def random(self, name, subjects):
+        for column, where in subjects.items():
+            for jobs in (1, 8):
+                phase = self.phases(where, "randread", "--size", self.size, "--jobs", jobs,
+                                    "--seconds", DURATION)["randread"]
+                row = f"{name}, {jobs} job{'s' if jobs > 1 else ''}"
+                self.cell(RANDOM, row, column, phase["operations_per_second"])
+                self.cell(RANDOM, f"{row}, p99 ms", column, phase["latency_ms"]["p99"])
+
+    def small(self, subjects):
+        for column, where in subjects.items():
+            for size, jobs in (("4K", 1), ("4K", 8), ("110K", 8)):
+                files = FILES if size == "4K" else max(FILES // 2, 1)
+                report = self.phases(where, "meta", "--files", files, "--size", size, "--jobs", jobs)
+                for name, phase in report.items():
+                    row = f"{name}, {size.removesuffix('K')} KiB, {jobs} job{'s' if jobs > 1 else ''}"
+                    self.cell(SMALL, row, column, phase["operations_per_second"])
+
+    def training(self, subjects):
+        for column, where in subjects.items():
+            report = self.phases(where, "checkpoint", "--ranks", 4, "--shard", max(self.size // 4, 4096))
+            for name in ("save", "restore"):
+                self.cell(CHECKPOINT, f"{name}, MiB/s", column, report[name]["mib_per_second"])
+            self.cell(CHECKPOINT, "longest save of a rank, s", column, report["save"]["latency_ms"]["max"] / 1000)
+            report = self.bench(where, "loader", "--shape", "resnet50", "--scale", 10, "--seconds", DURATION)
+            self.cell(LOADER, "accelerator utilisation, %", column, report["loader"]["utilisation_percent"])
+            self.cell(LOADER, "samples/s", column, report["loader"]["samples_per_second"])
+
+    def curves(self, name, subjects):
+        """Throughput and CPU time against the number of clients, and throughput against the size of files."""
+        for column, where in subjects.items():
+            for jobs in (1, 2, 4, 8):
+                phase = self.phases(where, "read", "--size", max(self.size // jobs, 1), "--jobs", jobs)["read"]
+                self.point(f"Sequential read by number of files read at once, {name}", ("files at once", "MiB/s"),
+                           column, jobs, phase["mib_per_second"])
+                self.point(f"CPU time of reads by number of files read at once, {name}",
+                           ("files at once", "CPU s/GiB"), column, jobs,
+                           phase["cpu_seconds"] / (phase["bytes"] / GIB))
+            for size in (2**20, 2**22, 2**24, 2**26, 2**28, 2**30):
+                if 4 * size <= self.size:
+                    phase = self.phases(where, "read", "--size", size, "--jobs", 4)["read"]
+                    self.point(f"Sequential read by size of file, four at once, {name}", ("bytes", "MiB/s"),
+                               column, size, phase["mib_per_second"])
+
+    def cluster(self, kind, root, copies, floors):
+        """One cluster, from nothing to nothing."""
+        data, mount = (os.path.join(self.base, name) for name in ("data", "mnt"))
+        disks = tempfile.mkdtemp(prefix="emberfs-bench-", dir=root)
+        try:
+            output(self.emberfs, "up", "--dir", data, "--mount", mount, "--storage", STORAGE,
+                   "--replicas", copies, "--disk-root", disks)
+            native = ("--dir", data)
+            buffered = ("--path", mount, "--dir", data)
+            direct = (*buffered, "--direct")
+            self.sequential(kind, copies, {"native": native, "mount": buffered, "mount, O_DIRECT": direct}, floors)
+            if copies == max(REPLICAS):
+                self.random(kind, {"native": native, "mount, O_DIRECT": direct})
+                self.curves(f"{kind}, {copies} copies", {"native": native, "mount": buffered})
+                if kind == "disk":
+                    self.small({"native": native, "mount": buffered})
+                    self.training({"native": native, "mount": buffered})
+        finally:
+            if os.path.exists(os.path.join(data, "cluster.toml")):
+                subprocess.run([self.emberfs, "down", "--dir", data, "--purge", "--force"],
+                               stdout=subprocess.DEVNULL, check=False)
+            shutil.rmtree(disks, ignore_errors=True)
+
+    def round(self):
+        plain = os.path.join(self.base, "plain")
+        os.makedirs(plain, exist_ok=True)
+        write, read, loopback = self.floors(plain)
+        for copies in REPLICAS:
+            floors = {"write": write / copies, "read": min(read, loopback)}
+            self.cluster("disk", self.base, copies, floors)
+            if MEMORY_DIR:
+                self.cluster("memory", MEMORY_DIR, copies, {"write": None, "read": loopback})
+        local = ("--path", plain, "--dir", self.base)
+        self.random("disk", {"local disk, O_DIRECT": (*local, "--direct")})
+        self.small({"local disk": local})
+        self.training({"local disk": local})
 
 
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     emberfs = os.path.abspath(sys.argv[1])
-    need_tools()
+    need_fio()
+    out = os.path.join(os.path.abspath(OUT), time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
+    os.makedirs(out)
     base = tempfile.mkdtemp(prefix="emberfs-bench-", dir=os.environ.get("BENCH_DIR", "/var/tmp"))
-    data, mount, plain = (os.path.join(base, name) for name in ("data", "mnt", "plain"))
-    os.mkdir(plain)
-    results = {}
-
-    def note(row, column, value):
-        results.setdefault(row, {}).setdefault(column, []).append(value)
-
     try:
-        output(emberfs, "up", "--dir", data, "--mount", mount, "--storage", STORAGE, "--replicas", REPLICAS)
-        subjects = {
-            "local disk": ("--path", plain, "--dir", base),
-            "native": ("--dir", data),
-            "mount": ("--path", mount, "--dir", data),
-        }
+        suite = Suite(emberfs, base, out)
         for round_ in range(1, ROUNDS + 1):
             print(f"round {round_} of {ROUNDS}", file=sys.stderr)
-            disk_write, _ = fio(plain, "write", "1M", 32, 30)
-            disk_read, _ = fio(plain, "read", "1M", 32, 30)
-            note("sequential write + fsync, MiB/s", "floor", disk_write / int(REPLICAS))
-            note("sequential read, MiB/s", "floor", min(disk_read, iperf()))
-            os.unlink(os.path.join(plain, "fio"))
-            for column, where in subjects.items():
-                write = phases(emberfs, where, "write", "--size", SIZE)["write"]
-                read = phases(emberfs, where, "read", "--size", SIZE)["read"]
-                small = phases(emberfs, where, "meta", "--files", FILES)
-                many = phases(emberfs, where, "meta", "--files", FILES, "--jobs", "8")
-                note("sequential write + fsync, MiB/s", column, write["mib_per_second"])
-                note("sequential read, MiB/s", column, read["mib_per_second"])
-                for name, phase in (("write", write), ("read", read)):
-                    cpu = phase["cpu_seconds"] / (phase["bytes"] / 2**30)
-                    note(f"CPU s per GiB, {name}, all processes", column, cpu)
-                for jobs, report in (("1 job", small), ("8 jobs", many)):
-                    for name in ("create", "stat", "read", "unlink"):
-                        rate = report[name]["operations_per_second"]
-                        note(f"4 KiB files, {name}, {jobs}, /s", column, rate)
+            suite.round()
+            # What a broken round leaves is still a measurement.
+            suite.save()
     finally:
-        if os.path.exists(os.path.join(data, "cluster.toml")):
-            subprocess.run([emberfs, "down", "--dir", data, "--purge", "--force"],
-                           stdout=subprocess.DEVNULL, check=False)
         shutil.rmtree(base, ignore_errors=True)
-    show(results)
-
-
-def show(results):
-    columns = ["floor", "local disk", "native", "mount"]
-    print(f"| median of {ROUNDS} rounds, {STORAGE} servers, {REPLICAS} replicas on one disk | "
-          + " | ".join(columns) + " | native / floor | mount / floor |")
-    print("|---" * (len(columns) + 3) + "|")
-    for row, values in results.items():
-        medians = {column: statistics.median(values[column]) for column in columns if column in values}
-        cells = [number(medians.get(column)) for column in columns]
-        for column in ("native", "mount"):
-            floor = medians.get("floor")
-            cells.append(f"{medians[column] / floor:.2f}" if floor else "-")
-        print(f"| {row} | " + " | ".join(cells) + " |")
-
-
-def number(value):
-    if value is None:
-        return "-"
-    return f"{value:.2f}" if value < 10 else f"{value:.0f}"
+    page = os.environ.get("PAGE") or os.path.join(out, "page.md")
+    print(output(emberfs, "bench", "report", out, "--page", page), end="")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,18 @@
 //! reads start with dropped caches. CPU time is that of this process and, for a cluster on this host,
 //! of all its processes.
 //!
-//! Floors are measured in the same run: [`disk`] takes the chunk engine and fio in turn.
+//! Floors are measured in the same run: [`disk`] takes the chunk engine and fio in turn,
+//! [`floor`] moves checksummed bytes over loopback.
 
+mod checkpoint;
 mod disk;
+mod floor;
+mod incast;
+mod latency;
+mod loader;
 mod pause;
+mod publish;
+mod randread;
 mod report;
 mod small;
 mod stream;
@@ -28,14 +36,14 @@ use subject::{DirSubject, NativeSubject, Subject};
 
 /// `emberfs bench write|read|meta|pause`.
 pub(crate) async fn bench(cluster: Option<String>, args: BenchArgs) -> Result<Exit> {
-    if let Workload::Disk(disk) = &args.workload {
-        let Some(path) = &args.path else {
-            return fail("say where: give --path, a directory on the disk to measure");
-        };
-        let progress = Progress::start("Measuring");
-        let report = disk::run(path, disk).await?;
-        drop(progress);
-        return print(&report, args.json, || report.render());
+    if args.direct && args.path.is_none() {
+        return fail("--direct is about files of a directory: give --path");
+    }
+    match &args.workload {
+        Workload::Disk(_) | Workload::Floor(_) | Workload::Incast(_) | Workload::Report(_) => {
+            return alone(args).await;
+        }
+        _ => {}
     }
     let dir = DirArg {
         dir: args.dir.clone(),
@@ -61,8 +69,8 @@ pub(crate) async fn bench(cluster: Option<String>, args: BenchArgs) -> Result<Ex
             (Some(path), _) => {
                 // Between two reads only the file itself is forgotten, not all that the machine knows.
                 let root = rustix::process::geteuid().is_root();
-                let whole_machine = root && !matches!(workload, Workload::Pause(_));
-                Box::new(DirSubject::new(&path, whole_machine)?)
+                let often = matches!(workload, Workload::Pause(_) | Workload::Loader(_));
+                Box::new(DirSubject::new(&path, root && !often, args.direct)?)
             }
             (None, Some(seat)) => Box::new(NativeSubject::connect(&seat.address)?),
             (None, None) => {
@@ -73,11 +81,48 @@ pub(crate) async fn bench(cluster: Option<String>, args: BenchArgs) -> Result<Ex
         subject.finish();
         report
     };
-    let report = tokio::task::spawn_blocking(work)
-        .await
-        .context("the measurement broke off")??;
+    let report = blocking(work).await?;
     drop(progress);
     print(&report, args.json, || report.render())
+}
+
+/// What needs no cluster and no directory with files.
+async fn alone(args: BenchArgs) -> Result<Exit> {
+    let progress = Progress::start("Measuring");
+    match args.workload {
+        Workload::Disk(disk) => {
+            let Some(path) = &args.path else {
+                return fail("say where: give --path, a directory on the disk to measure");
+            };
+            let report = disk::run(path, &disk).await?;
+            drop(progress);
+            print(&report, args.json, || report.render())
+        }
+        Workload::Floor(floor) => {
+            let report = blocking(move || floor::run(&floor)).await?;
+            drop(progress);
+            print(&report, args.json, || report.render())
+        }
+        Workload::Incast(incast) => {
+            let report = blocking(move || Ok(incast::run(&incast))).await?;
+            drop(progress);
+            print(&report, args.json, || report.render())
+        }
+        Workload::Report(publish) => {
+            let exit = blocking(move || publish::run(&publish)).await;
+            drop(progress);
+            exit
+        }
+        _ => fail("this workload needs a cluster or a directory"),
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .context("the measurement broke off")?
 }
 
 fn print(report: &impl serde::Serialize, json: bool, render: impl Fn() -> String) -> Result<Exit> {
@@ -102,7 +147,12 @@ fn measure(
         Workload::Read(args) => stream::read(subject, &args, &meter, &mut report)?,
         Workload::Meta(args) => small::run(subject, &args, &meter, &mut report)?,
         Workload::Pause(args) => pause::run(subject, &args, local, &meter, &mut report)?,
-        Workload::Disk(_) => return fail("this workload has no subject"),
+        Workload::Randread(args) => randread::run(subject, &args, &meter, &mut report)?,
+        Workload::Checkpoint(args) => checkpoint::run(subject, &args, &meter, &mut report)?,
+        Workload::Loader(args) => loader::run(subject, &args, &meter, &mut report)?,
+        Workload::Disk(_) | Workload::Floor(_) | Workload::Incast(_) | Workload::Report(_) => {
+            return fail("this workload needs no cluster and no directory");
+        }
     }
     Ok(report)
 }
@@ -128,10 +178,17 @@ struct Start {
 }
 
 /// What a phase took.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Spent {
     seconds: f64,
     cpu_seconds: f64,
+}
+
+impl std::ops::AddAssign for Spent {
+    fn add_assign(&mut self, other: Self) {
+        self.seconds += other.seconds;
+        self.cpu_seconds += other.cpu_seconds;
+    }
 }
 
 impl Meter {
@@ -183,7 +240,9 @@ fn ticks(pid: i32) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{PauseArgs, SmallArgs, StreamArgs};
+    use crate::cli::{
+        CheckpointArgs, LoaderArgs, PauseArgs, RandreadArgs, Shape, SmallArgs, StreamArgs,
+    };
 
     #[test]
     fn cpu_time_of_this_process_grows_with_work() {
@@ -223,13 +282,37 @@ mod tests {
             rolling: false,
             down: 0,
         };
+        let randread = RandreadArgs {
+            size: 3 << 19,
+            block: 12 << 10,
+            jobs: 2,
+            seconds: 1,
+        };
+        let checkpoint = CheckpointArgs {
+            ranks: 3,
+            shard: 100_000,
+            rounds: 2,
+            block: 64 << 10,
+        };
+        let loader = LoaderArgs {
+            shape: Shape::Resnet50,
+            accelerators: 2,
+            readers: 2,
+            seconds: 1,
+            files: Some(3),
+            scale: 100,
+            compute: 1.0,
+        };
         for (workload, phases) in [
             (Workload::Write(stream), &["write"][..]),
             (Workload::Read(stream), &["read"]),
             (Workload::Meta(small), &["create", "stat", "read", "unlink"]),
             (Workload::Pause(pause), &["read", "write"]),
+            (Workload::Randread(randread), &["randread"]),
+            (Workload::Checkpoint(checkpoint), &["save", "restore"]),
+            (Workload::Loader(loader), &["load"]),
         ] {
-            let subject = DirSubject::new(temp.path(), false).expect("a directory");
+            let subject = DirSubject::new(temp.path(), false, false).expect("a directory");
             let report = measure(&subject, workload, None, &[]).expect("measured");
             subject.finish();
             let json = serde_json::to_value(&report).expect("JSON");

@@ -11,6 +11,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use emberfs_proto::buf::AlignedBuf;
 use emberfs_proto::layout::splitmix64;
 use hdrhistogram::Histogram;
 
@@ -133,7 +134,7 @@ fn read(
 ) -> Result<Vec<Sample>> {
     let names = [NAMES[0].to_owned()];
     let mut file = subject.open(NAMES[0])?;
-    let mut buf = vec![0; data.len()];
+    let mut buf = AlignedBuf::zeroed(data.len());
     let mut dice = 1;
     let mut samples = Vec::new();
     while until() {
@@ -142,7 +143,7 @@ fn read(
         let from = clock.elapsed();
         let got = file.read_at(offset, &mut buf)?;
         samples.push(Sample::since(clock, from));
-        if got != data.len() || buf != data {
+        if got != data.len() || buf[..] != data[..] {
             return fail(format!(
                 "wrong data: {} at byte {offset}: do not trust this storage",
                 NAMES[0]

@@ -14,6 +14,22 @@ pub(super) struct BenchReport {
     /// Of `bench pause` only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) pause: Option<PauseReport>,
+    /// Of `bench loader` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) loader: Option<LoaderReport>,
+}
+
+/// How the emulated accelerators fared.
+#[derive(Debug, Serialize)]
+pub(super) struct LoaderReport {
+    pub(super) accelerators: u32,
+    /// Time that they computed ÷ time that passed, per cent; the least of all accelerators.
+    pub(super) utilisation_percent: f64,
+    /// What the shape's benchmark demands.
+    pub(super) wanted_percent: f64,
+    /// Of all accelerators together.
+    pub(super) samples_per_second: f64,
+    pub(super) batches: u64,
 }
 
 /// Longest operations, milliseconds.
@@ -91,6 +107,7 @@ impl BenchReport {
             subject,
             phases: Vec::new(),
             pause: None,
+            loader: None,
         }
     }
 
@@ -141,6 +158,21 @@ impl BenchReport {
             "phase", "MiB/s", "ops/s", "p50 ms", "p99 ms", "max ms", "seconds", "CPU s",
         ];
         let mut out = format!("{}\n{}", self.subject, show::table(&header, rows));
+        if let Some(loader) = &self.loader {
+            let LoaderReport {
+                utilisation_percent,
+                wanted_percent,
+                samples_per_second,
+                batches,
+                ..
+            } = loader;
+            let count = show::count(loader.accelerators as usize, "accelerator");
+            let line = format!(
+                "\n\n{count}, busy {utilisation_percent:.1} % of the time (wanted: {wanted_percent:.0} %), \
+                 {samples_per_second:.0} samples/s in {batches} batches"
+            );
+            out.push_str(&line);
+        }
         if let Some(pause) = &self.pause {
             out.push_str("\n\n");
             out.push_str(&pause.render());

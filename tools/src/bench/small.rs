@@ -3,18 +3,16 @@
 use std::sync::Mutex;
 use std::time::Instant;
 
-use hdrhistogram::Histogram;
+use emberfs_proto::buf::AlignedBuf;
 
 use crate::cli::SmallArgs;
 use crate::failure::{Context, Failure, Result, fail};
 
 use super::Meter;
-use super::report::{BenchReport, Latency};
+use super::latency::{histogram, latency};
+use super::report::BenchReport;
 use super::stream::{in_parallel, random};
 use super::subject::Subject;
-
-/// Longest latency that is told from a longer one, microseconds.
-const MAX_US: u64 = 600_000_000;
 
 /// Create, stat, open-read-close, unlink.
 pub(super) fn run(
@@ -46,8 +44,8 @@ pub(super) fn run(
     subject.drop_caches(&names)?;
     let read = |name: &str| {
         let mut file = subject.open(name)?;
-        let mut buf = vec![0; data.len()];
-        if file.read_at(0, &mut buf)? != data.len() || buf != data {
+        let mut buf = AlignedBuf::zeroed(data.len());
+        if file.read_at(0, &mut buf)? != data.len() || buf[..] != data[..] {
             return fail(format!("wrong data: {name}: do not trust this storage"));
         }
         file.close()
@@ -84,16 +82,7 @@ fn phase(
     let all = all
         .into_inner()
         .map_err(|_| Failure::new("a worker thread panicked"))?;
-    let ms = |us: u64| us as f64 / 1000.0;
-    let latency = Latency {
-        p50: ms(all.value_at_quantile(0.5)),
-        p99: ms(all.value_at_quantile(0.99)),
-        max: ms(all.max()),
-    };
+    let latency = latency(&all);
     report.add(title, spent, bytes, names.len() as u64, Some(latency));
     Ok(())
-}
-
-fn histogram() -> Result<Histogram<u64>> {
-    Histogram::new_with_bounds(1, MAX_US, 3).context("cannot record latencies")
 }

@@ -1,5 +1,6 @@
 //! Sequential writes and reads.
 
+use emberfs_proto::buf::AlignedBuf;
 use rand::{RngExt, SeedableRng};
 
 use crate::cli::StreamArgs;
@@ -36,7 +37,7 @@ pub(super) fn read(
     subject.drop_caches(&names)?;
     let scan = |job: u32| -> Result<()> {
         let mut file = subject.open(&name(job))?;
-        let mut buf = vec![0; args.block as usize];
+        let mut buf = AlignedBuf::zeroed(args.block as usize);
         for offset in (0..args.size).step_by(args.block as usize) {
             let wanted = args.block.min(args.size - offset) as usize;
             let got = file.read_at(offset, &mut buf[..wanted])?;
@@ -75,9 +76,9 @@ fn name(job: u32) -> String {
     format!("stream-{job}")
 }
 
-/// Bytes that do not compress.
-pub(super) fn random(length: usize) -> Vec<u8> {
-    let mut data = vec![0; length];
+/// Bytes that do not compress, aligned as O_DIRECT wants them.
+pub(super) fn random(length: usize) -> AlignedBuf {
+    let mut data = AlignedBuf::zeroed(length);
     rand::rngs::StdRng::seed_from_u64(1).fill(&mut data[..]);
     data
 }

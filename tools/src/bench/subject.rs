@@ -1,11 +1,11 @@
 //! What is measured: a directory, or a cluster through the native client.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use emberfs_client::blocking::{Client, File};
-use emberfs_client::{ClientConfig, CreateFlags, Creds, OpenFlags};
+use emberfs_client::{ClientConfig, CreateFlags, Creds, OpenFlags, RenameFlags};
 use emberfs_proto::ids::InodeId;
 
 use crate::failure::{Context, Failure, Result};
@@ -20,6 +20,8 @@ pub(super) trait Subject: Send + Sync {
     fn open(&self, name: &str) -> Result<Box<dyn Handle>>;
     /// Length of a file.
     fn stat(&self, name: &str) -> Result<u64>;
+    /// Gives a file another name, which must be free.
+    fn rename(&self, from: &str, to: &str) -> Result<()>;
     /// Removes a file.
     fn unlink(&self, name: &str) -> Result<()>;
     /// Makes the next read of these files come from disks.
@@ -50,17 +52,24 @@ fn work_name() -> String {
 pub(super) struct DirSubject {
     /// Names and attributes are forgotten as well, those of the whole machine: only root can.
     whole_machine: bool,
+    /// Files are opened with O_DIRECT: buffers, offsets and lengths must be aligned.
+    direct: bool,
     work: PathBuf,
 }
 
 impl DirSubject {
-    pub(super) fn new(path: &Path, whole_machine: bool) -> Result<Self> {
+    pub(super) fn new(path: &Path, whole_machine: bool, direct: bool) -> Result<Self> {
         let work = path.join(work_name());
         fs::create_dir(&work).context(format!("cannot create {}", work.display()))?;
         Ok(Self {
             whole_machine,
+            direct,
             work,
         })
+    }
+
+    fn flags(&self) -> i32 {
+        if self.direct { libc::O_DIRECT } else { 0 }
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -70,10 +79,12 @@ impl DirSubject {
 
 impl Subject for DirSubject {
     fn describe(&self) -> String {
-        format!(
-            "directory {}",
-            self.work.parent().unwrap_or(&self.work).display()
-        )
+        let path = self.work.parent().unwrap_or(&self.work).display();
+        if self.direct {
+            format!("directory {path} with O_DIRECT")
+        } else {
+            format!("directory {path}")
+        }
     }
 
     fn create(&self, name: &str) -> Result<Box<dyn Handle>> {
@@ -82,6 +93,7 @@ impl Subject for DirSubject {
             .create_new(true)
             .read(true)
             .write(true)
+            .custom_flags(self.flags())
             .open(&path);
         Ok(Box::new(
             file.context(format!("cannot create {}", path.display()))?,
@@ -90,8 +102,11 @@ impl Subject for DirSubject {
 
     fn open(&self, name: &str) -> Result<Box<dyn Handle>> {
         let path = self.at(name);
-        let file = fs::File::open(&path).context(format!("cannot open {}", path.display()))?;
-        Ok(Box::new(file))
+        let mut options = fs::File::options();
+        let file = options.read(true).custom_flags(self.flags()).open(&path);
+        Ok(Box::new(
+            file.context(format!("cannot open {}", path.display()))?,
+        ))
     }
 
     fn stat(&self, name: &str) -> Result<u64> {
@@ -99,6 +114,12 @@ impl Subject for DirSubject {
         Ok(fs::metadata(&path)
             .context(format!("cannot stat {}", path.display()))?
             .len())
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Result<()> {
+        let (from, to) = (self.at(from), self.at(to));
+        // A plain rename: some of the file systems that are measured know no other.
+        fs::rename(&from, &to).context(format!("cannot rename {}", from.display()))
     }
 
     fn unlink(&self, name: &str) -> Result<()> {
@@ -213,6 +234,13 @@ impl Subject for NativeSubject {
 
     fn stat(&self, name: &str) -> Result<u64> {
         Ok(self.inode(name)?.size)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Result<()> {
+        let (from, to) = ((self.work, from.as_bytes()), (self.work, to.as_bytes()));
+        self.client
+            .rename(&self.creds, from, to, RenameFlags::default())?;
+        Ok(())
     }
 
     fn unlink(&self, name: &str) -> Result<()> {
