@@ -15,7 +15,6 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::ClientConfig;
 use crate::channels::Channels;
 use crate::chunk_read::SUSPICIONS;
 use crate::hedge::{self, Hedge};
@@ -24,6 +23,7 @@ use crate::plan::{self, Role, holds};
 use crate::retry::Patience;
 use crate::stats::Counters;
 use crate::window::Gate;
+use crate::{ClientConfig, Verify};
 
 /// Read requests of one client in flight, or waiting for a node's window; more wait here rather than in
 /// servers' queues.
@@ -37,6 +37,7 @@ pub(crate) struct ChunkIo {
     pub(crate) reads: Semaphore,
     pub(crate) suspicions: Arc<Semaphore>,
     pub(crate) hedge: Hedge,
+    pub(crate) verify: Verify,
     /// Of requests for many ranges, which take longer than one range of as many bytes.
     pub(crate) batch_hedge: Hedge,
     peers: PeerPool,
@@ -93,6 +94,7 @@ impl ChunkIo {
             loads: Mutex::default(),
             gates: Mutex::default(),
             turn: AtomicUsize::new(0),
+            verify: config.verify,
             hedge: Hedge::new(hedging),
             batch_hedge: Hedge::new(hedging),
             limit: config.io_timeout,

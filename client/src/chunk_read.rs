@@ -12,6 +12,7 @@ use emberfs_proto::wire::{Call, Channel as _, Landed, Landing, Opcode};
 use emberfs_proto::{Error, ErrorCode, Result, pb};
 use tokio::sync::SemaphorePermit;
 
+use crate::Verify;
 use crate::chunk_io::{ChunkIo, Replica};
 use crate::plan::{READ_ATTEMPT, Role, elsewhere};
 use crate::stats::add;
@@ -33,7 +34,7 @@ pub(crate) struct ChunkRange {
 }
 
 impl ChunkRange {
-    fn item(&self, replica: &Replica) -> pb::ReadItem {
+    fn item(&self, replica: &Replica, verify: Verify) -> pb::ReadItem {
         pb::ReadItem {
             chain: Some(pb::ChainRef::of(self.chain, replica.version)),
             inode: self.key.inode.0,
@@ -41,7 +42,7 @@ impl ChunkRange {
             offset: self.offset,
             len: self.len,
             suspect: false,
-            transfer: false,
+            transfer: verify == Verify::Transfer,
         }
     }
 
@@ -54,7 +55,7 @@ impl ChunkRange {
         let item = pb::ReadItem {
             len: 0,
             suspect: true,
-            ..self.item(replica)
+            ..self.item(replica, Verify::Page)
         };
         let body = pb::ReadRequest { items: vec![item] };
         let mut call = Call::new(Opcode::Read, &body, Instant::now() + REPAIR_TIMEOUT);
@@ -277,7 +278,7 @@ impl ChunkIo {
         deadline: Instant,
     ) -> Result<BytesMut> {
         let body = pb::ReadRequest {
-            items: vec![want.item(replica)],
+            items: vec![want.item(replica, self.verify)],
         };
         let mut call = Call::new(Opcode::Read, &body, deadline);
         call.landing = Landing::Buffer(buf);
@@ -323,7 +324,7 @@ impl ChunkIo {
         let _slot = self.reads.acquire().await;
         let items = wants
             .iter()
-            .map(|(want, replica)| want.item(replica))
+            .map(|(want, replica)| want.item(replica, self.verify))
             .collect();
         let deadline = self.patience().attempt(READ_ATTEMPT);
         let mut call = Call::new(Opcode::Read, &pb::ReadRequest { items }, deadline);

@@ -4,6 +4,18 @@ use std::time::Duration;
 
 use emberfs_proto::ids::ClusterId;
 
+/// What a read of a part of a checksum page is checked against.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// The storage server reads the whole page and compares it with the checksum that its writer computed.
+    #[default]
+    Page,
+    /// It reads only the sectors of the range and computes a checksum of what it sends: the way is checked,
+    /// the disk is not, until the next scrub. For small random reads whose rate counts more.
+    /// Whole pages are checked as always.
+    Transfer,
+}
+
 /// Settings of a [`crate::Client`].
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
@@ -27,6 +39,8 @@ pub struct ClientConfig {
     /// As [`Self::hedge_after_min`]: and at the latest after this, which is also the wait while
     /// nothing is known yet. One second by default.
     pub hedge_after_max: Duration,
+    /// How parts of pages are checked.
+    pub verify: Verify,
     /// Most bytes that one sequential stream reads ahead. 0 turns read-ahead off.
     pub read_ahead_bytes: usize,
     /// Bytes of read-ahead and of buffered writes together; half belongs to each.
@@ -52,6 +66,7 @@ impl Default for ClientConfig {
             hedge_percent: 5,
             hedge_after_min: Duration::from_millis(5),
             hedge_after_max: Duration::from_secs(1),
+            verify: Verify::Page,
             read_ahead_bytes: 32 << 20,
             memory_bytes: 256 << 20,
             write_back: Duration::from_secs(5),

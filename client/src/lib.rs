@@ -72,7 +72,7 @@ mod write_buffer;
 
 pub use attr::Attr;
 pub use client::Client;
-pub use config::ClientConfig;
+pub use config::{ClientConfig, Verify};
 pub use creds::Creds;
 pub use emberfs_proto::{Error, ErrorCode, Result};
 pub use open_file::File;

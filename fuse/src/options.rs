@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use emberfs_client::Verify;
 use emberfs_proto::{Error, ErrorCode, Result};
 
 #[cfg(test)]
@@ -46,6 +47,8 @@ pub struct MountOptions {
     pub attr_timeout: Duration,
     /// `entry_timeout=`: seconds that the kernel may remember what a name means.
     pub entry_timeout: Duration,
+    /// `verify=page|transfer`: what reads of parts of a page are checked against.
+    pub verify: Verify,
     /// `transport=auto|classic|ring`.
     pub transport: Transport,
     /// `nosuid`, `suid`: set-user-id programs. Default: ignored.
@@ -77,6 +80,7 @@ impl Default for MountOptions {
             read_ahead_kb: 4096,
             attr_timeout: Duration::from_secs(1),
             entry_timeout: Duration::from_secs(1),
+            verify: Verify::Page,
             transport: Transport::Auto,
             suid: false,
             dev: false,
@@ -120,6 +124,7 @@ const KEYS: &[&str] = &[
     "attr_timeout",
     "entry_timeout",
     "transport",
+    "verify",
 ];
 
 /// What fstab, mount(8) and systemd add for themselves, and what is always on here.
@@ -220,6 +225,17 @@ impl MountOptions {
             "read_ahead_kb" => self.read_ahead_kb = number(key, value, 0, 1 << 20)? as u32,
             "attr_timeout" => self.attr_timeout = seconds(key, value)?,
             "entry_timeout" => self.entry_timeout = seconds(key, value)?,
+            "verify" => {
+                self.verify = match value {
+                    "page" => Verify::Page,
+                    "transfer" => Verify::Transfer,
+                    _ => {
+                        return Err(invalid(format!(
+                            "mount option verify={value}: choose page or transfer"
+                        )));
+                    }
+                }
+            }
             "transport" => {
                 self.transport = match value {
                     "auto" => Transport::Auto,

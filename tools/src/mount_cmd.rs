@@ -69,6 +69,7 @@ async fn serve_mount(args: MountArgs, path: &Path, options: MountOptions) -> Res
     let config = ClientConfig {
         meta: args.addr.clone(),
         io_timeout: None,
+        verify: options.verify,
         ..ClientConfig::default()
     };
     let client = Client::connect(config).await?;

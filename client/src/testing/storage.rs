@@ -48,6 +48,8 @@ pub(crate) struct SeenWrite {
 pub(crate) struct SeenRead {
     pub(crate) node: u32,
     pub(crate) items: Vec<(ChunkKey, u32, u32)>,
+    /// How many of them ask for [`crate::Verify::Transfer`].
+    pub(crate) transfers: usize,
 }
 
 #[derive(Default)]
@@ -228,10 +230,12 @@ impl NodeService {
         let mut seen = SeenRead {
             node: self.node,
             items: Vec::new(),
+            transfers: 0,
         };
         for item in &body.items {
             let key = ChunkKey::new(item.inode, item.index);
             seen.items.push((key, item.offset, item.len));
+            seen.transfers += usize::from(item.transfer);
             let mut result = pb::ReadResult {
                 page_size: 4096,
                 ..pb::ReadResult::default()

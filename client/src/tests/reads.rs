@@ -7,7 +7,7 @@ use emberfs_proto::wire::Opcode;
 use emberfs_proto::{ErrorCode, pb};
 
 use crate::testing::*;
-use crate::{Client, File, OpenFlags};
+use crate::{Client, ClientConfig, File, OpenFlags, Verify};
 
 const CHUNK: usize = 64 << 10;
 
@@ -188,7 +188,7 @@ async fn a_replica_that_hangs_is_left_as_soon_as_the_map_says_so() {
 #[tokio::test]
 async fn patience_ends_with_a_message_that_names_the_cause() {
     let cluster = Cluster::start().await;
-    let config = crate::ClientConfig {
+    let config = ClientConfig {
         io_timeout: Some(Duration::from_millis(300)),
         ..cluster.config()
     };
@@ -302,4 +302,24 @@ async fn a_reader_at_the_end_sees_the_file_grow() {
     );
     tokio::time::sleep(Duration::from_millis(1050)).await;
     assert_eq!(file.read(100, 100).await.unwrap().len(), 100);
+}
+
+#[tokio::test]
+async fn every_read_says_how_it_is_to_be_checked() {
+    for (verify, transfers) in [(Verify::Page, 0), (Verify::Transfer, 1)] {
+        let cluster = Cluster::start().await;
+        let config = ClientConfig {
+            verify,
+            ..cluster.config()
+        };
+        let client = Client::connect(config).await.unwrap();
+        let data = pattern(CHUNK, 1);
+        let file = planted(&cluster, &client, &data, CHUNK).await;
+        assert_eq!(file.read(100, 200).await.unwrap(), data[100..300]);
+        let many = file.read_many(&[(5000, 10)]).await;
+        assert_eq!(many[0].as_ref().unwrap(), &data[5000..5010]);
+        let seen = cluster.storage.reads();
+        assert_eq!(seen.len(), 2);
+        assert!(seen.iter().all(|read| read.transfers == transfers));
+    }
 }

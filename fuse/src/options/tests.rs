@@ -15,7 +15,7 @@ fn nothing_means_the_defaults() {
 fn every_value_reaches_its_field() {
     let text = "ro,allow_other,auto_unmount,fsname=ember:7400,subtype=ember,direct_io,subdir=/a/b/,\
                 threads=9,max_background=77,read_ahead_kb=128,attr_timeout=0.25,entry_timeout=3,\
-                transport=classic,suid,dev,noexec,noatime,sync,dirsync";
+                transport=classic,verify=transfer,suid,dev,noexec,noatime,sync,dirsync";
     let expected = MountOptions {
         read_only: true,
         allow_other: true,
@@ -30,6 +30,7 @@ fn every_value_reaches_its_field() {
         attr_timeout: Duration::from_millis(250),
         entry_timeout: Duration::from_secs(3),
         transport: Transport::Classic,
+        verify: Verify::Transfer,
         suid: true,
         dev: true,
         exec: false,
@@ -102,6 +103,7 @@ fn values_out_of_range_are_refused() {
         "attr_timeout=NaN",
         "entry_timeout=3601",
         "transport=rings",
+        "verify=none",
         "fsname=",
         "fsname=a b",
         "subtype=a\\b",
