@@ -5,7 +5,8 @@ usage: tools/bench/suite.py EMBERFS
 
 Everything alternates over several rounds and medians are shown, because machines drift. The floors are measured
 in the same rounds: fio beside the chunk engine on the same file system (emberfs bench disk), and a sender and a
-receiver of checksummed blocks over loopback (emberfs bench floor). A write goes to the one disk under
+receiver of checksummed blocks over loopback (emberfs bench floor). bindfs, a FUSE file system that hands through the
+local disk, is what a mount is measured by. A write goes to the one disk under
 all servers as often as there are replicas, so its floor is the disk's rate divided by them.
 
 Clusters come up one after the other, in each round: with their disks on the file system of BENCH_DIR and on that of
@@ -58,12 +59,12 @@ def output(*command):
     return done.stdout
 
 
-def need_fio():
-    if shutil.which("fio"):
-        return
-    if os.geteuid() != 0:
-        sys.exit("bench: run: sudo apt-get install -y fio")
-    subprocess.run(["apt-get", "install", "-y", "fio"], check=True, stdout=subprocess.DEVNULL)
+def need_tools():
+    missing = [tool for tool in ("fio", "bindfs") if not shutil.which(tool)]
+    if missing and os.geteuid() != 0:
+        sys.exit(f"bench: run: sudo apt-get install -y {' '.join(missing)}")
+    if missing:
+        subprocess.run(["apt-get", "install", "-y", *missing], check=True, stdout=subprocess.DEVNULL)
 
 
 class Suite:
@@ -130,6 +131,20 @@ class Suite:
                     self.cell(SEQUENTIAL, row, "native / floor", rate / floor)
                 self.cell(CPU, row, column, phase["cpu_seconds"] / (phase["bytes"] / GIB))
 
+    def passthrough(self, plain):
+        """What FUSE itself takes: bindfs in front of the local disk."""
+        bound = os.path.join(self.base, "bound")
+        os.makedirs(bound, exist_ok=True)
+        output("bindfs", plain, bound)
+        try:
+            where = ("--path", bound, "--dir", self.base)
+            columns = {"bindfs": where, "bindfs, O_DIRECT": (*where, "--direct")}
+            self.sequential("local disk", 1, columns, {"write": None, "read": None})
+            self.random("local disk", {"bindfs, O_DIRECT": columns["bindfs, O_DIRECT"]})
+            self.small({"bindfs": where})
+        finally:
+            output("umount", bound)
+
     def random(self, name, subjects):
         for column, where in subjects.items():
             for jobs in (1, 8):
@@ -147,6 +162,10 @@ class Suite:
                 for name, phase in report.items():
                     row = f"{name}, {size.removesuffix('K')} KiB, {jobs} job{'s' if jobs > 1 else ''}"
                     self.cell(SMALL, row, column, phase["operations_per_second"])
+            for jobs in (1, 4):
+                batches = self.phases(where, "batch", "--files", FILES, "--jobs", jobs)
+                row = f"read, 110 KiB, shuffled, batches of 256, {jobs} job{'s' if jobs > 1 else ''}"
+                self.cell(SMALL, row, column, batches["fetch"]["operations_per_second"])
 
     def training(self, subjects):
         for column, where in subjects.items():
@@ -209,6 +228,7 @@ class Suite:
         local = ("--path", plain, "--dir", self.base)
         self.random("disk", {"local disk, O_DIRECT": (*local, "--direct")})
         self.small({"local disk": local})
+        self.passthrough(plain)
         self.training({"local disk": local})
 
 
@@ -216,7 +236,7 @@ def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     emberfs = os.path.abspath(sys.argv[1])
-    need_fio()
+    need_tools()
     out = os.path.join(os.path.abspath(OUT), time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
     os.makedirs(out)
     base = tempfile.mkdtemp(prefix="emberfs-bench-", dir=os.environ.get("BENCH_DIR", "/var/tmp"))

@@ -8,6 +8,7 @@
 //! Floors are measured in the same run: [`disk`] takes the chunk engine and fio in turn,
 //! [`floor`] moves checksummed bytes over loopback.
 
+mod batch;
 mod checkpoint;
 mod disk;
 mod floor;
@@ -145,6 +146,7 @@ fn measure(
     match workload {
         Workload::Write(args) => stream::write(subject, &args, &meter, &mut report)?,
         Workload::Read(args) => stream::read(subject, &args, &meter, &mut report)?,
+        Workload::Batch(args) => batch::run(subject, &args, &meter, &mut report)?,
         Workload::Meta(args) => small::run(subject, &args, &meter, &mut report)?,
         Workload::Pause(args) => pause::run(subject, &args, local, &meter, &mut report)?,
         Workload::Randread(args) => randread::run(subject, &args, &meter, &mut report)?,
@@ -241,7 +243,8 @@ fn ticks(pid: i32) -> Option<u64> {
 mod tests {
     use super::*;
     use crate::cli::{
-        CheckpointArgs, LoaderArgs, PauseArgs, RandreadArgs, Shape, SmallArgs, StreamArgs,
+        BatchArgs, CheckpointArgs, LoaderArgs, PauseArgs, RandreadArgs, Shape, SmallArgs,
+        StreamArgs,
     };
 
     #[test]
@@ -282,6 +285,12 @@ mod tests {
             rolling: false,
             down: 0,
         };
+        let batch = BatchArgs {
+            files: 21,
+            size: 5000,
+            batch: 4,
+            jobs: 2,
+        };
         let randread = RandreadArgs {
             size: 3 << 19,
             block: 12 << 10,
@@ -308,6 +317,7 @@ mod tests {
             (Workload::Read(stream), &["read"]),
             (Workload::Meta(small), &["create", "stat", "read", "unlink"]),
             (Workload::Pause(pause), &["read", "write"]),
+            (Workload::Batch(batch), &["create", "fetch"]),
             (Workload::Randread(randread), &["randread"]),
             (Workload::Checkpoint(checkpoint), &["save", "restore"]),
             (Workload::Loader(loader), &["load"]),

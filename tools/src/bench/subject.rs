@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use emberfs_client::blocking::{Client, File};
 use emberfs_client::{ClientConfig, CreateFlags, Creds, OpenFlags, RenameFlags};
+use emberfs_proto::buf::AlignedBuf;
 use emberfs_proto::ids::InodeId;
 
 use crate::failure::{Context, Failure, Result};
@@ -24,6 +25,21 @@ pub(super) trait Subject: Send + Sync {
     fn rename(&self, from: &str, to: &str) -> Result<()>;
     /// Removes a file.
     fn unlink(&self, name: &str) -> Result<()>;
+    /// Reads whole files, in any order, and hands each to `each`: one after the other, unless there is a better way.
+    fn fetch(
+        &self,
+        names: &[String],
+        each: &mut dyn FnMut(&str, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        for name in names {
+            let mut file = self.open(name)?;
+            let mut whole = AlignedBuf::zeroed(self.stat(name)? as usize);
+            let len = file.read_at(0, &mut whole)?;
+            file.close()?;
+            each(name, &whole[..len])?;
+        }
+        Ok(())
+    }
     /// Makes the next read of these files come from disks.
     fn drop_caches(&self, names: &[String]) -> Result<()>;
     /// Removes what was made.
@@ -246,6 +262,18 @@ impl Subject for NativeSubject {
     fn unlink(&self, name: &str) -> Result<()> {
         self.client
             .unlink(&self.creds, self.work, name.as_bytes())?;
+        Ok(())
+    }
+
+    fn fetch(
+        &self,
+        names: &[String],
+        each: &mut dyn FnMut(&str, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let files = self.client.fetch_files(&self.creds, self.work, names);
+        for (name, file) in names.iter().zip(files) {
+            each(name, &file?.1)?;
+        }
         Ok(())
     }
 

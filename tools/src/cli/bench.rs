@@ -35,6 +35,8 @@ pub(crate) enum Workload {
     Read(StreamArgs),
     /// Create, stat, open-read-close and unlink of small files
     Meta(SmallArgs),
+    /// Whole small files in shuffled batches
+    Batch(BatchArgs),
     /// The chunk engine alone, next to fio on the same file system
     Disk(EngineArgs),
     /// A sender and a receiver that move checksummed blocks over loopback and do nothing else
@@ -62,6 +64,22 @@ pub(crate) struct StreamArgs {
     #[arg(long, default_value = "1M", value_parser = parse_bytes)]
     pub(crate) block: u64,
     /// Files at the same time
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) jobs: u32,
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct BatchArgs {
+    /// Files in all
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub(crate) files: u32,
+    /// Bytes per file
+    #[arg(long, default_value = "110K", value_parser = parse_bytes)]
+    pub(crate) size: u64,
+    /// Files of a batch
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) batch: u32,
+    /// Batches at the same time
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(crate) jobs: u32,
 }
