@@ -13,8 +13,8 @@ use tokio::runtime::Runtime;
 use crate::read_many::in_order;
 use crate::{Attr, ClientConfig, CreateFlags, Creds, OpenFlags, ReadItem, RenameFlags, SetAttr};
 
-/// Threads that move bytes.
-const WORKERS: usize = 4;
+/// Threads that move bytes, at most: no more than there are cores.
+const MAX_WORKERS: usize = 4;
 
 /// A connection to one cluster. Clones share it; the last to go stops the runtime, so call
 /// [`Client::shutdown`] before that.
@@ -45,11 +45,12 @@ impl Owned {
 }
 
 impl Client {
-    /// As [`crate::Client::connect`], with a runtime of four threads.
+    /// As [`crate::Client::connect`], with a runtime of up to four threads.
     pub fn connect(config: ClientConfig) -> Result<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder
-            .worker_threads(WORKERS)
+            .worker_threads(cores.min(MAX_WORKERS))
             .thread_name("emberfs-client")
             .enable_all()
             .build();

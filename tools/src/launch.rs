@@ -24,10 +24,15 @@ const FAILURE: &str = "emberfs: ";
 /// Bytes of the log that are read for them.
 const LOG_TAIL_BYTES: u64 = 16 << 10;
 
-/// Starts `emberfs ARGUMENTS --daemon STEM` and waits until it is ready; answers what it says then.
+/// What tokio takes the number of its worker threads from.
+const THREADS: &str = "TOKIO_WORKER_THREADS";
+
+/// Starts `emberfs ARGUMENTS --daemon STEM` and waits until it is ready; answers what it says then. `threads`: so many
+/// workers, unless the environment says otherwise; `None`: one for each core.
 pub(crate) async fn launch(
     process: &Process,
     arguments: Vec<OsString>,
+    threads: Option<usize>,
     limit: Duration,
 ) -> Result<String> {
     let name = process.name();
@@ -43,7 +48,11 @@ pub(crate) async fn launch(
         .open(&log_path)
         .context(what())?;
     let logged = log.metadata().context(what())?.len();
-    let mut child = Command::new(&program)
+    let mut command = Command::new(&program);
+    if let Some(threads) = threads.filter(|_| std::env::var_os(THREADS).is_none()) {
+        command.env(THREADS, threads.to_string());
+    }
+    let mut child = command
         .args(arguments)
         .arg("--daemon")
         .arg(process.stem())

@@ -104,7 +104,11 @@ impl LocalCluster {
         }
         let conf = self.dir.conf(name);
         let arguments = vec![verb.into(), "--config".into(), conf.into()];
-        launch(&process, arguments, START_LIMIT).await?;
+        // Servers that share a host share its cores: more workers than cores only wake each other.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = (cores / self.plan.storage.len().max(1)).max(1);
+        let threads = (name != META).then_some(share);
+        launch(&process, arguments, threads, START_LIMIT).await?;
         Ok(true)
     }
 
@@ -144,7 +148,7 @@ impl LocalCluster {
         if !mount.options.is_empty() {
             arguments.extend(["-o".into(), mount.options.clone().into()]);
         }
-        launch(&process, arguments, START_LIMIT).await?;
+        launch(&process, arguments, None, START_LIMIT).await?;
         match mount_table::find(&mount.path)? {
             Some(_) => Ok(true),
             None => fail(format!(

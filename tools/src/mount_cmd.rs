@@ -57,7 +57,7 @@ pub(crate) async fn mount(args: MountArgs) -> Result<Exit> {
             .flat_map(|option| ["-o".into(), option.into()]),
     );
     let _progress = Progress::start(format!("Mounting {} on {}", args.addr, path.display()));
-    launch(&process, arguments, START_LIMIT).await?;
+    launch(&process, arguments, None, START_LIMIT).await?;
     Ok(Exit::Success)
 }
 
