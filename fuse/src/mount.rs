@@ -121,13 +121,7 @@ pub(crate) async fn mount_backend<B: Backend>(
     mountpoint: &Path,
     options: MountOptions,
 ) -> Result<Mounted> {
-    mount_with(
-        backend,
-        mountpoint,
-        &options,
-        candidates(options.transport),
-    )
-    .await
+    mount_with(backend, mountpoint, &options, candidates(options.transport)).await
 }
 
 /// The transports to try, in this order; the first that can be had is taken. This is the one place

@@ -24,3 +24,9 @@ mod support;
 pub(crate) use session::Session;
 #[cfg(test)]
 pub(crate) use support::PARAMETER;
+
+/// Requests that came through rings in this process.
+#[cfg(test)]
+pub(crate) fn arrived() -> u64 {
+    queue::ARRIVED.load(std::sync::atomic::Ordering::Relaxed)
+}

@@ -17,11 +17,7 @@ struct Fixture {
     _dir: tempfile::TempDir,
 }
 
-async fn mounted_with(
-    transport: Transport,
-    memory: Memory,
-    options: &str,
-) -> Option<Fixture> {
+async fn mounted_with(transport: Transport, memory: Memory, options: &str) -> Option<Fixture> {
     let root = rustix::process::geteuid().is_root();
     if !root
         || File::options()
@@ -89,6 +85,8 @@ through_each_transport! {
     a_shared_mapping_is_written_back
 }
 
+mod ends;
+
 /// System calls block; the runtime that serves them must not.
 async fn off<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap()
@@ -154,6 +152,12 @@ async fn programs_can_use_it(transport: Transport) {
     })
     .await;
     fixture.mounted.unmount().await.unwrap();
+    let through_rings = ring::arrived();
+    assert_eq!(
+        through_rings > 20,
+        transport == Transport::Ring,
+        "{through_rings}"
+    );
 }
 
 async fn large_directories_are_listed_and_removed(transport: Transport) {
@@ -183,7 +187,8 @@ async fn large_directories_are_listed_and_removed(transport: Transport) {
 async fn an_open_sees_what_another_machine_closed(transport: Transport) {
     let memory = Memory::new();
     let inode = memory.create_elsewhere(1, "f", b"before");
-    let Some(mut fixture) = mounted_with(transport, memory, "attr_timeout=3600,entry_timeout=3600").await
+    let Some(mut fixture) =
+        mounted_with(transport, memory, "attr_timeout=3600,entry_timeout=3600").await
     else {
         return;
     };
@@ -471,14 +476,11 @@ fn child_writes_through_a_mapping() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_helper_can_mount_too() {
-    if std::process::Command::new("fusermount3")
-        .arg("-V")
-        .output()
-        .is_err()
-    {
+    if !has_helper() {
         return;
     }
-    let Some(mut fixture) = mounted_with(Transport::Classic, Memory::new(), "auto_unmount,allow_other").await else {
+    let helper = "auto_unmount,allow_other";
+    let Some(mut fixture) = mounted_with(Transport::Classic, Memory::new(), helper).await else {
         return;
     };
     let path = fixture.path.clone();
@@ -487,4 +489,28 @@ async fn the_helper_can_mount_too() {
     assert_eq!(mount.fs_type, "fuse.emberfs");
     fixture.mounted.unmount().await.unwrap();
     assert_eq!(mountinfo::find(&fixture.path).unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_rings_cannot_be_had_the_next_transport_is_taken() {
+    if !has_helper() {
+        return;
+    }
+    let helper = "auto_unmount,allow_other";
+    let Some(mut fixture) = mounted_with(Transport::Classic, Memory::new(), helper).await else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let options = MountOptions::parse(helper).unwrap();
+    let order = &[Transport::Ring, Transport::Classic];
+    let mounted = mount_with(Memory::new(), dir.path(), &options, order).await;
+    let mut mounted = mounted.unwrap();
+    assert_eq!(mounted.transport(), Transport::Classic);
+    mounted.unmount().await.unwrap();
+    fixture.mounted.unmount().await.unwrap();
+}
+
+fn has_helper() -> bool {
+    let mut helper = std::process::Command::new("fusermount3");
+    helper.arg("-V").output().is_ok()
 }

@@ -95,7 +95,6 @@ pub(super) mod attr {
 /// Code of the message that makes the kernel forget an inode's attributes.
 pub(super) const NOTIFY_INVAL_INODE: u32 = 2;
 
-
 /// Four bytes at `at`, if they are there.
 pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     let bytes = bytes.get(at..)?.first_chunk()?;

@@ -280,7 +280,10 @@ impl Queue {
         let _ = (&self.wake.pipe).write(&[0]);
         while self.has_lent() {
             if Instant::now() >= deadline {
-                tracing::warn!(queue = self.id, "the kernel keeps buffers of a queue that ended");
+                tracing::warn!(
+                    queue = self.id,
+                    "the kernel keeps buffers of a queue that ended"
+                );
                 return;
             }
             if let Err(error) = self.turn(Some(STOP_TURN), &mut |_| {}) {
@@ -437,8 +440,14 @@ impl Queue {
     }
 }
 
+/// Requests that came through rings in this process.
+#[cfg(test)]
+pub(crate) static ARRIVED: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
 /// Lets the server copy an entry's request.
 fn arrived(slot: &mut Slot, back: Return, serve: &mut dyn FnMut(Arrived<'_>)) {
+    #[cfg(test)]
+    ARRIVED.fetch_add(1, Ordering::Relaxed);
     let capacity = slot.buffer.capacity();
     let Some(bytes) = slot.buffer.bytes() else {
         return;

@@ -320,4 +320,3 @@ fn reply_opened(node: u64, opened: &Opened, device: &OwnedFd) -> Reply {
     }
     reply::opened(opened.handle, fopen_flags(opened).bits())
 }
-

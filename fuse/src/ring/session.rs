@@ -119,7 +119,10 @@ impl<B: Backend> Session<B> {
 
     fn serve_message(&self, message: &[u8]) {
         let Some((head, operation)) = decode_message(message) else {
-            tracing::warn!(bytes = message.len(), "a message of the kernel is too short");
+            tracing::warn!(
+                bytes = message.len(),
+                "a message of the kernel is too short"
+            );
             return;
         };
         if head.opcode == abi::op::FORGET {
@@ -246,8 +249,7 @@ fn serve_arrived<B: Backend>(server: &Server<B>, arrived: Arrived<'_>) {
     };
     let respond = Responder::ring(arrived.back, head.unique);
     let fixed = arrived.fixed.get(..fixed_len(head.opcode));
-    let operation =
-        fixed.and_then(|fixed| Operation::decode(head.opcode, fixed, arrived.payload));
+    let operation = fixed.and_then(|fixed| Operation::decode(head.opcode, fixed, arrived.payload));
     // Dropping the responder of a malformed request says EIO.
     if let Some(operation) = operation {
         server.serve(&head, operation, respond);

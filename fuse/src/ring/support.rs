@@ -35,7 +35,9 @@ pub(super) fn check(options: &MountOptions) -> Result<u16> {
     let cpus = std::fs::read_to_string(POSSIBLE_CPUS).map(|text| count(&text));
     match cpus {
         Ok(Some(cpus)) => Ok(cpus),
-        _ => Err(refused(&format!("cannot tell the CPUs from {POSSIBLE_CPUS}"))),
+        _ => Err(refused(&format!(
+            "cannot tell the CPUs from {POSSIBLE_CPUS}"
+        ))),
     }
 }
 
@@ -45,9 +47,9 @@ fn check_parameter(value: io::Result<String>) -> Result<()> {
         Ok(_) => Err(refused(&format!(
             "is switched off in the kernel: echo Y > {PARAMETER}"
         ))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Err(refused("needs Linux 6.14 or later, with CONFIG_FUSE_IO_URING"))
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(refused(
+            "needs Linux 6.14 or later, with CONFIG_FUSE_IO_URING",
+        )),
         Err(error) => Err(refused(&format!("cannot read {PARAMETER}: {error}"))),
     }
 }
