@@ -196,7 +196,7 @@ impl<B: Backend> Attaching<B> {
             match attached {
                 Ok(serve) => return Ok((transport, serve)),
                 Err(error) => {
-                    tracing::debug!(mountpoint = %path.display(), ?transport, %error, "not to be had");
+                    tracing::info!(mountpoint = %path.display(), ?transport, %error, "not to be had");
                     refused = error;
                 }
             }

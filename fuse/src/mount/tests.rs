@@ -86,6 +86,7 @@ through_each_transport! {
 }
 
 mod ends;
+mod helper;
 
 /// System calls block; the runtime that serves them must not.
 async fn off<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
@@ -152,12 +153,13 @@ async fn programs_can_use_it(transport: Transport) {
     })
     .await;
     fixture.mounted.unmount().await.unwrap();
-    let through_rings = ring::arrived();
-    assert_eq!(
-        through_rings > 20,
-        transport == Transport::Ring,
-        "{through_rings}"
-    );
+    if transport == Transport::Ring {
+        let through_rings = ring::arrived();
+        assert!(
+            through_rings > 20,
+            "{through_rings}: the rest by the device"
+        );
+    }
 }
 
 async fn large_directories_are_listed_and_removed(transport: Transport) {
@@ -472,45 +474,4 @@ fn child_writes_through_a_mapping() {
         map.cast::<u8>().add(5000).write(42);
         rustix::mm::munmap(map, 8192).unwrap();
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_helper_can_mount_too() {
-    if !has_helper() {
-        return;
-    }
-    let helper = "auto_unmount,allow_other";
-    let Some(mut fixture) = mounted_with(Transport::Classic, Memory::new(), helper).await else {
-        return;
-    };
-    let path = fixture.path.clone();
-    off(move || fs::write(path.join("f"), "fine").unwrap()).await;
-    let mount = mountinfo::find(&fixture.path).unwrap().unwrap();
-    assert_eq!(mount.fs_type, "fuse.emberfs");
-    fixture.mounted.unmount().await.unwrap();
-    assert_eq!(mountinfo::find(&fixture.path).unwrap(), None);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn where_rings_cannot_be_had_the_next_transport_is_taken() {
-    if !has_helper() {
-        return;
-    }
-    let helper = "auto_unmount,allow_other";
-    let Some(mut fixture) = mounted_with(Transport::Classic, Memory::new(), helper).await else {
-        return;
-    };
-    let dir = tempfile::tempdir().unwrap();
-    let options = MountOptions::parse(helper).unwrap();
-    let order = &[Transport::Ring, Transport::Classic];
-    let mounted = mount_with(Memory::new(), dir.path(), &options, order).await;
-    let mut mounted = mounted.unwrap();
-    assert_eq!(mounted.transport(), Transport::Classic);
-    mounted.unmount().await.unwrap();
-    fixture.mounted.unmount().await.unwrap();
-}
-
-fn has_helper() -> bool {
-    let mut helper = std::process::Command::new("fusermount3");
-    helper.arg("-V").output().is_ok()
 }

@@ -10,7 +10,7 @@
 
 use std::alloc::Layout;
 use std::io::{self, PipeReader, PipeWriter, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -179,9 +179,8 @@ pub(super) struct Queue {
     wake: Arc<Wake>,
     done: Receiver<Done>,
     done_sender: SyncSender<Done>,
-    device: RawFd,
-    /// Keeps `device` open; set when it is known.
-    _device: Option<Arc<OwnedFd>>,
+    /// Known after the handshake.
+    device: Option<Arc<OwnedFd>>,
     stopping: bool,
     /// Why entries died, if not because the mount is gone.
     failure: Option<io::Error>,
@@ -218,8 +217,7 @@ impl Queue {
             }),
             done,
             done_sender,
-            device: -1,
-            _device: None,
+            device: None,
             stopping: false,
             failure: None,
         })
@@ -235,8 +233,7 @@ impl Queue {
         device: Arc<OwnedFd>,
         serve: &mut dyn FnMut(Arrived<'_>),
     ) -> io::Result<()> {
-        self.device = device.as_raw_fd();
-        self._device = Some(device);
+        self.device = Some(device);
         for slot in 0..self.slots.len() {
             let iovecs = self.slots[slot].buffer.describe();
             let iovecs = iovecs.ok_or(io::ErrorKind::AlreadyExists)?;
@@ -402,7 +399,8 @@ impl Queue {
         let mut request = [0; 80];
         request[8..16].copy_from_slice(&commit_id.to_ne_bytes());
         request[16..18].copy_from_slice(&self.id.to_ne_bytes());
-        let command = opcode::UringCmd80::new(Fd(self.device), command);
+        let device = self.device.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let command = opcode::UringCmd80::new(Fd(device.as_raw_fd()), command);
         let mut entry = command
             .cmd(request)
             .addr(iovecs)
@@ -465,7 +463,7 @@ fn arrived(slot: &mut Slot, back: Return, serve: &mut dyn FnMut(Arrived<'_>)) {
 
 fn set_len(entry: &mut Entry128, len: u32) {
     let at = std::ptr::from_mut(entry).cast::<u8>();
-    // SAFETY: an Entry128 is the kernel's `io_uring_sqe` of 128 bytes, 8-byte aligned, where `len`
-    // is the four bytes at SQE_LEN.
-    unsafe { at.add(SQE_LEN).cast::<u32>().write(len) }
+    // SAFETY: an Entry128 is the kernel's `io_uring_sqe` of 128 bytes, where `len` is the four bytes
+    // at SQE_LEN.
+    unsafe { at.add(SQE_LEN).cast::<[u8; 4]>().write(len.to_ne_bytes()) }
 }

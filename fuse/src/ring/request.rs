@@ -134,8 +134,14 @@ pub(super) fn fixed_len(opcode: u32) -> usize {
         op::READ | op::WRITE | op::READDIR | op::READDIRPLUS => 40,
         op::RELEASE | op::RELEASEDIR | op::FLUSH => 24,
         op::GETATTR | op::MKNOD | op::CREATE | op::RENAME2 | op::FSYNC | op::FSYNCDIR => 16,
-        op::MKDIR | op::RENAME | op::LINK | op::OPEN | op::OPENDIR => 8,
-        op::FORGET | op::BATCH_FORGET | op::INTERRUPT => 8,
+        op::MKDIR
+        | op::RENAME
+        | op::LINK
+        | op::OPEN
+        | op::OPENDIR
+        | op::FORGET
+        | op::BATCH_FORGET
+        | op::INTERRUPT => 8,
         _ => 0,
     }
 }

@@ -148,11 +148,7 @@ impl<B: Backend> Queues<B> {
             ended,
         };
         for id in 0..cpus {
-            let started = start_one(id, cpus, &guard);
-            match started {
-                Ok(running) => queues.threads.push(running),
-                Err(error) => return Err(error),
-            }
+            queues.threads.push(start_one(id, cpus, &guard)?);
         }
         Ok(queues)
     }
@@ -168,19 +164,29 @@ impl<B: Backend> Queues<B> {
         Ok(())
     }
 
-    /// Ends all threads; the first failure counts.
-    fn stop(self) -> io::Result<()> {
+    fn ask_to_stop(&self) {
         for running in &self.threads {
             running.wake.stop();
         }
+    }
+
+    /// Ends all threads; the first failure counts.
+    fn stop(mut self) -> io::Result<()> {
+        self.ask_to_stop();
         let mut outcome = Ok(());
-        for running in self.threads {
+        for running in std::mem::take(&mut self.threads) {
             // A thread that was never started ends when it sees that nobody will.
             drop(running.go);
             let ended = running.thread.join().unwrap_or_else(|_| Err(thread_lost()));
             outcome = outcome.and(ended);
         }
         outcome
+    }
+}
+
+impl<B: Backend> Drop for Queues<B> {
+    fn drop(&mut self) {
+        self.ask_to_stop();
     }
 }
 

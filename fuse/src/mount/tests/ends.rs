@@ -9,6 +9,7 @@ use crate::testing::HANG;
 
 through_each_transport! {
     requests_beyond_the_bounds_wait_their_turn
+    parallel_programs_read_what_they_wrote
     an_abort_ends_the_mount_and_its_requests
     a_killed_server_hangs_nobody
 }
@@ -43,6 +44,34 @@ async fn requests_beyond_the_bounds_wait_their_turn(transport: Transport) {
     }
     fixture.mounted.unmount().await.unwrap();
     assert_eq!(*memory.hanging.borrow(), MANY);
+}
+
+async fn parallel_programs_read_what_they_wrote(transport: Transport) {
+    // Direct: every read and write is a request.
+    let Some(mut fixture) = mounted_with(transport, Memory::new(), "direct_io").await else {
+        return;
+    };
+    let programs = (0..16u8).map(|number| {
+        let path = fixture.path.join(format!("file-{number}"));
+        off(move || {
+            let file = File::options()
+                .create_new(true)
+                .read(true)
+                .write(true)
+                .open(path);
+            let file = file.unwrap();
+            let mut back = vec![0; 1 << 20];
+            // Up to the largest request; not all are whole pages.
+            for len in [1, 4095, 100_001, (1 << 20) - 1, 1 << 20] {
+                let data: Vec<u8> = (0..len).map(|at| (at % 251) as u8 ^ number).collect();
+                file.write_all_at(&data, 4096).unwrap();
+                file.read_exact_at(&mut back[..len], 4096).unwrap();
+                assert!(back[..len] == data, "{len} bytes of file {number}");
+            }
+        })
+    });
+    futures::future::join_all(programs).await;
+    fixture.mounted.unmount().await.unwrap();
 }
 
 async fn an_abort_ends_the_mount_and_its_requests(transport: Transport) {

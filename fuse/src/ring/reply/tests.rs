@@ -124,7 +124,6 @@ fn usage_is_in_blocks() {
         free: 8192,
         inodes: 3,
         inodes_free: 2,
-        ..StatFsReply::default()
     })
     .data;
     assert_eq!(bytes.len(), 80);

@@ -108,11 +108,11 @@ fn what_is_created_has_its_mode() {
     same(
         &decoded(
             op::CREATE,
-            &[&flags, &four(0o100600), &four(0o22), &four(0), b"new\0"],
+            &[&flags, &four(0o100_600), &four(0o22), &four(0), b"new\0"],
         ),
         &Operation::Create {
             name: text("new"),
-            mode: 0o100600,
+            mode: 0o100_600,
             flags: libc::O_RDWR,
         },
     );
