@@ -24,6 +24,9 @@ use crate::handler::Handler;
 use crate::preflight::at;
 use crate::{MountOptions, device};
 
+#[cfg(test)]
+mod tests;
+
 /// Largest message of the device: a write's data and its headers.
 const MESSAGE: usize = MAX_WRITE as usize + 4096;
 
@@ -198,7 +201,6 @@ fn start_one<B: Backend>(id: u16, cpus: u16, guard: &PipeWriter) -> io::Result<R
     let thread = std::thread::Builder::new()
         .name(format!("emberfs-ring-{id}"))
         .spawn(move || {
-            let _guard = guard;
             let queue = match Queue::build(id, entries, capacity) {
                 Ok(queue) => queue,
                 Err(error) => {
@@ -207,7 +209,7 @@ fn start_one<B: Backend>(id: u16, cpus: u16, guard: &PipeWriter) -> io::Result<R
                 }
             };
             let _ = step.send(Ok(Some(queue.wake())));
-            serve_queue(queue, &started, &step)
+            serve_queue(queue, &started, &step, guard)
         })?;
     let built = steps.recv().map_err(|_| thread_lost())?;
     Ok(Running {
@@ -232,6 +234,7 @@ fn serve_queue<B: Backend>(
     mut queue: Queue,
     started: &Receiver<(Arc<OwnedFd>, Arc<Server<B>>)>,
     step: &SyncSender<io::Result<Option<Arc<Wake>>>>,
+    guard: Guard,
 ) -> io::Result<()> {
     let Ok((device, server)) = started.recv() else {
         return Ok(());
@@ -245,6 +248,8 @@ fn serve_queue<B: Backend>(
     } else {
         Ok(())
     };
+    // Before the wait: all queues end together.
+    drop(guard);
     queue.drain();
     outcome
 }
