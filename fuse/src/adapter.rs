@@ -1,4 +1,5 @@
-//! The classic transport: `/dev/fuse` through `fuser`.
+//! The classic transport: `/dev/fuse` through `fuser`. The [`crate::ring`] transport shares its
+//! parts that are not about the transport.
 //!
 //! A device thread takes a request, copies what it borrows, and spawns it onto the runtime; the
 //! task sends the reply. The device threads therefore never wait for a server, except when
@@ -9,7 +10,7 @@
 //! lseek (the kernel does them itself or says EOPNOTSUPP), access (checked in the kernel from our
 //! attributes), file locks (local to this machine).
 
-mod convert;
+pub(crate) mod convert;
 mod gate;
 mod groups;
 mod reply;
@@ -37,19 +38,22 @@ use crate::backend::Backend;
 use crate::handler::{Handler, ROOT_NODE};
 use convert::time_set;
 pub(crate) use gate::Gate;
-use groups::Groups;
+pub(crate) use groups::Groups;
 use reply::Outcome;
+pub(crate) use reply::fopen_flags;
+pub(crate) use spawn::fenced;
 
 /// Largest read and write, bytes: what the kernel allows without raising `fs.fuse.max_pages_limit`.
-const MAX_IO: u32 = 1 << 20;
+pub(crate) const MAX_IO: u32 = 1 << 20;
 
 /// Requests in flight, of all kinds. The kernel bounds the asynchronous ones lower still.
-const MAX_IN_FLIGHT: usize = 4096;
+pub(crate) const MAX_IN_FLIGHT: usize = 4096;
 
 /// Implements the transport's callbacks.
 pub(crate) struct Adapter<B: Backend> {
     handler: Arc<Handler<B>>,
     runtime: tokio::runtime::Handle,
+    /// Counts the requests in flight.
     gate: Arc<Gate>,
     groups: Groups,
     /// Set once the session exists; requests cannot come earlier.
@@ -63,24 +67,20 @@ impl<B: Backend> Adapter<B> {
     pub(crate) fn new(
         handler: Arc<Handler<B>>,
         runtime: tokio::runtime::Handle,
+        gate: Arc<Gate>,
         notifier: Arc<OnceLock<Notifier>>,
         options: &MountOptions,
     ) -> Self {
         Self {
             handler,
             runtime,
-            gate: Gate::new(MAX_IN_FLIGHT),
+            gate,
             groups: Groups::default(),
             notifier,
             attr_timeout: options.attr_timeout,
             entry_timeout: options.entry_timeout,
             max_background: options.max_background,
         }
-    }
-
-    /// Counts the requests in flight.
-    pub(crate) fn gate(&self) -> Arc<Gate> {
-        self.gate.clone()
     }
 
     fn creds(&self, request: &Request) -> Creds {

@@ -46,7 +46,8 @@ pub(crate) fn attach<F: Filesystem>(
     }
 }
 
-fn mount_directly(path: &Path, options: &MountOptions) -> Result<OwnedFd> {
+/// Mounts without a helper; the handshake is still to be done.
+pub(crate) fn mount_directly(path: &Path, options: &MountOptions) -> Result<OwnedFd> {
     let device = File::options().read(true).write(true).open(FUSE_DEVICE).map_err(|error| {
         let what = format!(
             "cannot be opened ({error}); in a container, start it with --device {FUSE_DEVICE} --cap-add SYS_ADMIN"

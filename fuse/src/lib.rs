@@ -1,9 +1,9 @@
 //! The EmberFS mount: a cluster as a directory of this machine, through the kernel's FUSE.
 //!
 //! Three layers, each knowing only the one below:
-//! - `adapter` speaks the transport (today the classic `/dev/fuse` device, through `fuser`): it takes
-//!   a request off the device thread, spawns it, and sends the reply. A second transport serves the
-//!   same handler.
+//! - `adapter` speaks the classic transport, the `/dev/fuse` device, through `fuser`: it takes a
+//!   request off the device thread, spawns it, and sends the reply. `ring` speaks the other one,
+//!   FUSE over io_uring, and serves the same handler.
 //! - `handler` holds what a mount must remember: open handles, directory listings, and what the
 //!   kernel has cached about each inode.
 //! - `backend` is what the handler needs from below: [`emberfs_client::Client`], or a fake in tests.
@@ -25,6 +25,7 @@ mod mount;
 mod mountinfo;
 mod options;
 mod preflight;
+mod ring;
 #[cfg(test)]
 mod testing;
 mod unmount;

@@ -8,15 +8,14 @@ use emberfs_client::{Client, Creds, Result};
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::pb::FileKind;
 use emberfs_proto::{Error, ErrorCode};
-use fuser::Session;
 use rustix::mount::UnmountFlags;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::adapter::{Adapter, Gate};
+use crate::adapter::{Adapter, Gate, MAX_IN_FLIGHT};
 use crate::backend::Backend;
 use crate::handler::Handler;
-use crate::{MountOptions, Transport, device, mountinfo, preflight};
+use crate::{MountOptions, Transport, device, mountinfo, preflight, ring};
 
 #[cfg(test)]
 mod tests;
@@ -36,6 +35,7 @@ pub struct Mounted {
     path: PathBuf,
     /// The kernel's number for this mount.
     id: Option<u64>,
+    transport: Transport,
     /// Ends after the kernel has let go and everything is flushed; `None` once its outcome is taken.
     keeper: Option<JoinHandle<Result<()>>>,
 }
@@ -44,6 +44,11 @@ impl Mounted {
     /// The mount point as an absolute path without symlinks.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// How requests travel: [`Transport::Classic`] or [`Transport::Ring`].
+    pub fn transport(&self) -> Transport {
+        self.transport
     }
 
     /// Waits until somebody unmounts, here or with umount(8), and everything that was buffered is
@@ -116,39 +121,113 @@ pub(crate) async fn mount_backend<B: Backend>(
     mountpoint: &Path,
     options: MountOptions,
 ) -> Result<Mounted> {
-    if options.transport == Transport::Ring {
-        let what = "transport=ring (FUSE over io_uring) is not in this build; use transport=auto";
-        return Err(Error::new(ErrorCode::Unsupported, what));
+    mount_with(backend, mountpoint, &options, candidates(options.transport)).await
+}
+
+/// The transports to try, in this order; the first that can be had is taken. This is the one place
+/// that says what `transport=auto` means.
+fn candidates(wanted: Transport) -> &'static [Transport] {
+    match wanted {
+        Transport::Auto | Transport::Classic => &[Transport::Classic],
+        Transport::Ring => &[Transport::Ring],
     }
-    let root = resolve_root(&backend, &options).await?;
+}
+
+async fn mount_with<B: Backend>(
+    backend: B,
+    mountpoint: &Path,
+    options: &MountOptions,
+    candidates: &'static [Transport],
+) -> Result<Mounted> {
+    let root = resolve_root(&backend, options).await?;
     let handler = Arc::new(Handler::new(backend, root, options.direct_io));
-    let notifier = Arc::new(OnceLock::new());
-    let runtime = tokio::runtime::Handle::current();
-    let adapter = Adapter::new(handler.clone(), runtime, notifier.clone(), &options);
-    let gate = adapter.gate();
+    let attaching = Attaching {
+        handler: handler.clone(),
+        gate: Gate::new(MAX_IN_FLIGHT),
+        runtime: tokio::runtime::Handle::current(),
+        options: options.clone(),
+    };
+    let gate = attaching.gate.clone();
     let wanted = mountpoint.to_owned();
     let attached = tokio::task::spawn_blocking(move || {
         let path = preflight::check(&wanted)?;
-        let session = device::attach(adapter, &path, &options)?;
-        let _ = notifier.set(session.notifier());
-        device::set_read_ahead(&path, options.read_ahead_kb);
+        let (transport, serve) = attaching.first_of(candidates, &path)?;
+        device::set_read_ahead(&path, attaching.options.read_ahead_kb);
         let id = mountinfo::find(&path).ok().flatten().map(|mount| mount.id);
-        Ok((path, id, session))
+        Ok((path, id, transport, serve))
     });
-    let (path, id, session) = attached.await.unwrap_or_else(|error| {
+    let (path, id, transport, serve) = attached.await.unwrap_or_else(|error| {
         Err(Error::new(
             ErrorCode::Internal,
             format!("mounting ended early: {error}"),
         ))
     })?;
-    let ended = serve(&path, session)?;
-    tracing::info!(mountpoint = %path.display(), "mounted");
+    let ended = start(&path, serve)?;
+    tracing::info!(mountpoint = %path.display(), ?transport, "mounted");
     let keeper = tokio::spawn(keep(path.clone(), handler, gate, ended));
     Ok(Mounted {
         path,
         id,
+        transport,
         keeper: Some(keeper),
     })
+}
+
+/// Serves a mount until it is gone; blocks.
+type Serve = Box<dyn FnOnce() -> std::io::Result<()> + Send>;
+
+/// What every transport is made of.
+struct Attaching<B: Backend> {
+    handler: Arc<Handler<B>>,
+    gate: Arc<Gate>,
+    runtime: tokio::runtime::Handle,
+    options: MountOptions,
+}
+
+impl<B: Backend> Attaching<B> {
+    /// Mounts with the first transport that can be had; the last one's error counts.
+    fn first_of(&self, candidates: &[Transport], path: &Path) -> Result<(Transport, Serve)> {
+        let mut refused = Error::new(ErrorCode::Internal, "no transport to try");
+        for &transport in candidates {
+            let attached = match transport {
+                Transport::Ring => self.ring(path),
+                Transport::Auto | Transport::Classic => self.classic(path),
+            };
+            match attached {
+                Ok(serve) => return Ok((transport, serve)),
+                Err(error) => {
+                    tracing::info!(mountpoint = %path.display(), ?transport, %error, "not to be had");
+                    refused = error;
+                }
+            }
+        }
+        Err(refused)
+    }
+
+    fn classic(&self, path: &Path) -> Result<Serve> {
+        let notifier = Arc::new(OnceLock::new());
+        let adapter = Adapter::new(
+            self.handler.clone(),
+            self.runtime.clone(),
+            self.gate.clone(),
+            notifier.clone(),
+            &self.options,
+        );
+        let session = device::attach(adapter, path, &self.options)?;
+        let _ = notifier.set(session.notifier());
+        Ok(Box::new(move || session.run()))
+    }
+
+    fn ring(&self, path: &Path) -> Result<Serve> {
+        let session = ring::Session::attach(
+            self.handler.clone(),
+            self.runtime.clone(),
+            self.gate.clone(),
+            path,
+            &self.options,
+        )?;
+        Ok(Box::new(move || session.run()))
+    }
 }
 
 async fn resolve_root<B: Backend>(backend: &B, options: &MountOptions) -> Result<InodeId> {
@@ -173,14 +252,11 @@ async fn resolve_root<B: Backend>(backend: &B, options: &MountOptions) -> Result
 }
 
 /// Starts the device threads; the receiver learns how they ended.
-fn serve<B: Backend>(
-    path: &Path,
-    session: Session<Adapter<B>>,
-) -> Result<oneshot::Receiver<std::io::Result<()>>> {
+fn start(path: &Path, serve: Serve) -> Result<oneshot::Receiver<std::io::Result<()>>> {
     let (end, ended) = oneshot::channel();
     let thread = std::thread::Builder::new().name("emberfs-fuse".to_owned());
     let started = thread.spawn(move || {
-        let _ = end.send(session.run());
+        let _ = end.send(serve());
     });
     started.map_err(|error| {
         detach(path);

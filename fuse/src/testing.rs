@@ -14,11 +14,15 @@ use emberfs_proto::ids::InodeId;
 use emberfs_proto::pb::{self, FileKind, Time};
 use emberfs_proto::{Error, ErrorCode};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::backend::{Backend, OpenFile};
 
 /// A name whose lookup panics.
 pub(crate) const PANIC: &str = "panic";
+
+/// How names begin whose lookup waits for [`Shared::released`]; there are no such files.
+pub(crate) const HANG: &str = "hang";
 
 #[derive(Clone, Default)]
 pub(crate) struct Memory(Arc<Shared>);
@@ -33,6 +37,10 @@ pub(crate) struct Shared {
     pub(crate) readdirs: AtomicU64,
     pub(crate) shut_down: AtomicBool,
     pub(crate) fail_sync: AtomicBool,
+    /// Lookups of [`HANG`] names that have come.
+    pub(crate) hanging: watch::Sender<u64>,
+    /// They are answered.
+    pub(crate) released: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -204,6 +212,11 @@ impl Backend for Memory {
 
     async fn lookup(&self, _creds: &Creds, parent: InodeId, name: &[u8]) -> Result<Attr> {
         assert!(name != PANIC.as_bytes(), "a name that panics");
+        if name.starts_with(HANG.as_bytes()) {
+            let mut released = self.released.subscribe();
+            self.hanging.send_modify(|count| *count += 1);
+            let _ = released.wait_for(|released| *released).await;
+        }
         self.attr(self.child(parent, name)?)
     }
 

@@ -14,12 +14,12 @@ use crate::handler::DirItem;
 const PREFERRED_IO: u32 = 128 << 10;
 
 /// Unit of the block counts of statfs.
-const STATFS_BLOCK: u32 = 4096;
+pub(crate) const STATFS_BLOCK: u32 = 4096;
 
 /// Longest name in bytes.
-const NAME_MAX: u32 = 255;
+pub(crate) const NAME_MAX: u32 = 255;
 
-pub(super) fn file_type(kind: FileKind) -> FileType {
+pub(crate) fn file_type(kind: FileKind) -> FileType {
     match kind {
         FileKind::Directory => FileType::Directory,
         FileKind::Symlink => FileType::Symlink,
@@ -31,7 +31,7 @@ pub(super) fn file_type(kind: FileKind) -> FileType {
     }
 }
 
-pub(super) fn file_attr(attr: &Attr) -> FileAttr {
+pub(crate) fn file_attr(attr: &Attr) -> FileAttr {
     FileAttr {
         ino: INodeNo(attr.inode),
         size: attr.size,
@@ -52,7 +52,7 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
 }
 
 /// An entry of a listing with attributes. Of `.` and `..` the kernel takes no more than the number.
-pub(super) fn listed_attr(item: &DirItem) -> (FileAttr, Generation) {
+pub(crate) fn listed_attr(item: &DirItem) -> (FileAttr, Generation) {
     match &item.attr {
         Some(attr) => (file_attr(attr), Generation(attr.generation)),
         None => {

@@ -20,14 +20,14 @@ struct Known {
 
 /// A short-lived cache of `/proc/PID/status`.
 #[derive(Default)]
-pub(super) struct Groups {
+pub(crate) struct Groups {
     known: Mutex<HashMap<u32, Known>>,
 }
 
 impl Groups {
     /// The groups of a thread; none if it cannot be seen from here. Root needs none. Reads
     /// `/proc`, so it is called on device threads.
-    pub(super) fn of(&self, pid: u32, uid: u32, gid: u32) -> Vec<u32> {
+    pub(crate) fn of(&self, pid: u32, uid: u32, gid: u32) -> Vec<u32> {
         if uid == 0 || pid == 0 {
             return Vec::new();
         }

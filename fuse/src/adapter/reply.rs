@@ -18,9 +18,10 @@ use super::convert::{file_attr, file_type, fill_statfs, listed_attr};
 use crate::handler::{DirItem, Opened};
 
 /// A request's result as the kernel learns it.
-pub(super) type Outcome<T> = Result<T, Errno>;
+pub(crate) type Outcome<T> = Result<T, Errno>;
 
-fn fopen_flags(opened: &Opened) -> FopenFlags {
+/// What the kernel may do with an open file.
+pub(crate) fn fopen_flags(opened: &Opened) -> FopenFlags {
     let chosen = [
         (opened.keep_cache, FopenFlags::FOPEN_KEEP_CACHE),
         (opened.direct, FopenFlags::FOPEN_DIRECT_IO),

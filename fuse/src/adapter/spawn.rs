@@ -25,19 +25,28 @@ impl<B: Backend> Adapter<B> {
     {
         let pass = self.gate.enter();
         self.runtime.spawn(async move {
-            let outcome = AssertUnwindSafe(work).catch_unwind().await;
-            let outcome = outcome.unwrap_or_else(|panic| {
-                let said = panic_message(&*panic);
-                tracing::error!(operation, node = node.0, panic = said, "a request panicked");
-                Err(Error::new(
-                    ErrorCode::Internal,
-                    format!("{operation} panicked: {said}"),
-                ))
-            });
-            reply(outcome.map_err(|error| errno(operation, node, &error)));
+            reply(fenced(operation, node, work).await);
             drop(pass);
         });
     }
+}
+
+/// The outcome of `work` in the kernel's terms; a panic is EIO.
+pub(crate) async fn fenced<T>(
+    operation: &'static str,
+    node: INodeNo,
+    work: impl Future<Output = Result<T>>,
+) -> Outcome<T> {
+    let outcome = AssertUnwindSafe(work).catch_unwind().await;
+    let outcome = outcome.unwrap_or_else(|panic| {
+        let said = panic_message(&*panic);
+        tracing::error!(operation, node = node.0, panic = said, "a request panicked");
+        Err(Error::new(
+            ErrorCode::Internal,
+            format!("{operation} panicked: {said}"),
+        ))
+    });
+    outcome.map_err(|error| errno(operation, node, &error))
 }
 
 /// The one place where an error becomes an errno and a line in the log.

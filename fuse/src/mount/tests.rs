@@ -17,7 +17,7 @@ struct Fixture {
     _dir: tempfile::TempDir,
 }
 
-async fn mounted_with(memory: Memory, options: &str) -> Option<Fixture> {
+async fn mounted_with(transport: Transport, memory: Memory, options: &str) -> Option<Fixture> {
     let root = rustix::process::geteuid().is_root();
     if !root
         || File::options()
@@ -29,10 +29,19 @@ async fn mounted_with(memory: Memory, options: &str) -> Option<Fixture> {
         return None;
     }
     let dir = tempfile::tempdir().unwrap();
-    let options = MountOptions::parse(options).unwrap();
-    let mounted = mount_backend(memory.clone(), dir.path(), options)
-        .await
-        .unwrap();
+    let mut options = MountOptions::parse(options).unwrap();
+    options.transport = transport;
+    let rings = transport == Transport::Ring;
+    let possible = !rings || fs::write(ring::PARAMETER, "Y").is_ok();
+    let mounted = mount_backend(memory.clone(), dir.path(), options).await;
+    if !possible {
+        let refused = mounted.err().unwrap();
+        assert_eq!(refused.code, ErrorCode::Unsupported);
+        assert!(refused.message.contains("6.14"), "{}", refused.message);
+        return None;
+    }
+    let mounted = mounted.unwrap();
+    assert_eq!(mounted.transport(), transport);
     Some(Fixture {
         memory,
         path: mounted.path().to_owned(),
@@ -41,14 +50,51 @@ async fn mounted_with(memory: Memory, options: &str) -> Option<Fixture> {
     })
 }
 
+/// Runs each of the functions below through every transport.
+macro_rules! through_each_transport {
+    ($($name:ident)*) => {
+        $(mod $name {
+            use crate::Transport;
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn classic() {
+                super::$name(Transport::Classic).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn ring() {
+                super::$name(Transport::Ring).await;
+            }
+        })*
+    };
+}
+
+through_each_transport! {
+    programs_can_use_it
+    large_directories_are_listed_and_removed
+    an_open_sees_what_another_machine_closed
+    what_was_written_here_is_read_from_memory
+    direct_io_bypasses_the_page_cache
+    a_panic_fails_its_request_and_nothing_else
+    failed_write_back_is_reported_by_fsync
+    unmounting_is_refused_while_in_use_and_then_closes_everything
+    an_unmount_from_outside_ends_the_wait
+    a_dead_mount_is_replaced
+    options_reach_the_kernel
+    copying_tools_work
+    a_shared_mapping_is_written_back
+}
+
+mod ends;
+mod helper;
+
 /// System calls block; the runtime that serves them must not.
 async fn off<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn programs_can_use_it() {
-    let Some(mut fixture) = mounted_with(Memory::new(), "").await else {
+async fn programs_can_use_it(transport: Transport) {
+    let Some(mut fixture) = mounted_with(transport, Memory::new(), "").await else {
         return;
     };
     let path = fixture.path.clone();
@@ -107,15 +153,21 @@ async fn programs_can_use_it() {
     })
     .await;
     fixture.mounted.unmount().await.unwrap();
+    if transport == Transport::Ring {
+        let through_rings = ring::arrived();
+        assert!(
+            through_rings > 20,
+            "{through_rings}: the rest by the device"
+        );
+    }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn large_directories_are_listed_and_removed() {
+async fn large_directories_are_listed_and_removed(transport: Transport) {
     let memory = Memory::new();
     for number in 0..5000 {
         memory.create_elsewhere(1, &format!("file-{number}"), b"x");
     }
-    let Some(mut fixture) = mounted_with(memory, "").await else {
+    let Some(mut fixture) = mounted_with(transport, memory, "").await else {
         return;
     };
     let path = fixture.path.clone();
@@ -134,11 +186,11 @@ async fn large_directories_are_listed_and_removed() {
     fixture.mounted.unmount().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_open_sees_what_another_machine_closed() {
+async fn an_open_sees_what_another_machine_closed(transport: Transport) {
     let memory = Memory::new();
     let inode = memory.create_elsewhere(1, "f", b"before");
-    let Some(mut fixture) = mounted_with(memory, "attr_timeout=3600,entry_timeout=3600").await
+    let Some(mut fixture) =
+        mounted_with(transport, memory, "attr_timeout=3600,entry_timeout=3600").await
     else {
         return;
     };
@@ -163,9 +215,8 @@ async fn an_open_sees_what_another_machine_closed() {
     fixture.mounted.unmount().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_was_written_here_is_read_from_memory() {
-    let Some(mut fixture) = mounted_with(Memory::new(), "").await else {
+async fn what_was_written_here_is_read_from_memory(transport: Transport) {
+    let Some(mut fixture) = mounted_with(transport, Memory::new(), "").await else {
         return;
     };
     let file = fixture.path.join("f");
@@ -177,11 +228,10 @@ async fn what_was_written_here_is_read_from_memory() {
     fixture.mounted.unmount().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn direct_io_bypasses_the_page_cache() {
+async fn direct_io_bypasses_the_page_cache(transport: Transport) {
     let memory = Memory::new();
     memory.create_elsewhere(1, "f", b"contents");
-    let Some(mut fixture) = mounted_with(memory, "direct_io").await else {
+    let Some(mut fixture) = mounted_with(transport, memory, "direct_io").await else {
         return;
     };
     let file = fixture.path.join("f");
@@ -194,9 +244,8 @@ async fn direct_io_bypasses_the_page_cache() {
     fixture.mounted.unmount().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_panic_fails_its_request_and_nothing_else() {
-    let Some(mut fixture) = mounted_with(Memory::new(), "").await else {
+async fn a_panic_fails_its_request_and_nothing_else(transport: Transport) {
+    let Some(mut fixture) = mounted_with(transport, Memory::new(), "").await else {
         return;
     };
     let path = fixture.path.clone();
@@ -211,9 +260,8 @@ async fn a_panic_fails_its_request_and_nothing_else() {
     fixture.mounted.unmount().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn failed_write_back_is_reported_by_fsync() {
-    let Some(mut fixture) = mounted_with(Memory::new(), "").await else {
+async fn failed_write_back_is_reported_by_fsync(transport: Transport) {
+    let Some(mut fixture) = mounted_with(transport, Memory::new(), "").await else {
         return;
     };
     fixture.memory.fail_sync.store(true, Ordering::Relaxed);
@@ -231,9 +279,8 @@ async fn failed_write_back_is_reported_by_fsync() {
     fixture.mounted.unmount().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn unmounting_is_refused_while_in_use_and_then_closes_everything() {
-    let Some(mut fixture) = mounted_with(Memory::new(), "").await else {
+async fn unmounting_is_refused_while_in_use_and_then_closes_everything(transport: Transport) {
+    let Some(mut fixture) = mounted_with(transport, Memory::new(), "").await else {
         return;
     };
     let file = fixture.path.join("f");
@@ -256,9 +303,8 @@ async fn unmounting_is_refused_while_in_use_and_then_closes_everything() {
     assert_eq!(mountinfo::find(&fixture.path).unwrap(), None);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_unmount_from_outside_ends_the_wait() {
-    let Some(mut fixture) = mounted_with(Memory::new(), "").await else {
+async fn an_unmount_from_outside_ends_the_wait(transport: Transport) {
+    let Some(mut fixture) = mounted_with(transport, Memory::new(), "").await else {
         return;
     };
     let path = fixture.path.clone();
@@ -268,9 +314,8 @@ async fn an_unmount_from_outside_ends_the_wait() {
     assert!(fixture.memory.shut_down.load(Ordering::Relaxed));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_dead_mount_is_replaced() {
-    let Some(mut fixture) = mounted_with(Memory::new(), "").await else {
+async fn a_dead_mount_is_replaced(transport: Transport) {
+    let Some(mut fixture) = mounted_with(transport, Memory::new(), "").await else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -286,8 +331,7 @@ async fn a_dead_mount_is_replaced() {
     fixture.mounted.unmount().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn options_reach_the_kernel() {
+async fn options_reach_the_kernel(transport: Transport) {
     let memory = Memory::new();
     let me = Creds::default();
     let sub = memory
@@ -296,7 +340,7 @@ async fn options_reach_the_kernel() {
         .unwrap();
     memory.create_elsewhere(sub.inode, "inside", b"x");
     let options = "ro,subdir=/sub,fsname=cluster-a,read_ahead_kb=2048,noexec";
-    let Some(mut fixture) = mounted_with(memory, options).await else {
+    let Some(mut fixture) = mounted_with(transport, memory, options).await else {
         return;
     };
     let mount = mountinfo::find(&fixture.path).unwrap().unwrap();
@@ -320,14 +364,14 @@ async fn options_reach_the_kernel() {
 #[tokio::test]
 async fn what_cannot_be_mounted_is_refused_with_the_reason() {
     let dir = tempfile::tempdir().unwrap();
-    let ring = MountOptions::parse("transport=ring").unwrap();
+    let ring = MountOptions::parse("transport=ring,auto_unmount").unwrap();
     let error = mount_backend(Memory::new(), dir.path(), ring)
         .await
         .err()
         .unwrap();
     assert_eq!(error.code, ErrorCode::Unsupported);
     assert!(
-        error.message.contains("transport=auto"),
+        error.message.contains("transport=classic"),
         "{}",
         error.message
     );
@@ -344,9 +388,8 @@ async fn what_cannot_be_mounted_is_refused_with_the_reason() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn copying_tools_work() {
-    let Some(mut fixture) = mounted_with(Memory::new(), "").await else {
+async fn copying_tools_work(transport: Transport) {
+    let Some(mut fixture) = mounted_with(transport, Memory::new(), "").await else {
         return;
     };
     let path = fixture.path.clone();
@@ -382,9 +425,8 @@ const MAP_FILE: &str = "EMBERFS_TEST_MAP_FILE";
 
 /// Another process must map the file: a process that serves its own mapping locks up, since munmap
 /// waits for the write-back while it holds the lock that the serving threads need for their buffers.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_shared_mapping_is_written_back() {
-    let Some(mut fixture) = mounted_with(Memory::new(), "").await else {
+async fn a_shared_mapping_is_written_back(transport: Transport) {
+    let Some(mut fixture) = mounted_with(transport, Memory::new(), "").await else {
         return;
     };
     let path = fixture.path.join("f");
@@ -432,24 +474,4 @@ fn child_writes_through_a_mapping() {
         map.cast::<u8>().add(5000).write(42);
         rustix::mm::munmap(map, 8192).unwrap();
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_helper_can_mount_too() {
-    if std::process::Command::new("fusermount3")
-        .arg("-V")
-        .output()
-        .is_err()
-    {
-        return;
-    }
-    let Some(mut fixture) = mounted_with(Memory::new(), "auto_unmount,allow_other").await else {
-        return;
-    };
-    let path = fixture.path.clone();
-    off(move || fs::write(path.join("f"), "fine").unwrap()).await;
-    let mount = mountinfo::find(&fixture.path).unwrap().unwrap();
-    assert_eq!(mount.fs_type, "fuse.emberfs");
-    fixture.mounted.unmount().await.unwrap();
-    assert_eq!(mountinfo::find(&fixture.path).unwrap(), None);
 }
