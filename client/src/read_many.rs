@@ -41,7 +41,9 @@ pub(crate) async fn read_many(file: &File, ranges: &[(u64, usize)]) -> Vec<Resul
     let prepared = futures::stream::iter(
         ranges
             .iter()
-            .map(|&(offset, len)| prepare(file, offset, len)),
+            // By value, so that the future of a read is Send and can be spawned.
+            .copied()
+            .map(|(offset, len)| prepare(file, offset, len)),
     );
     let lens: Vec<Result<usize>> = prepared.buffered(RANGES_IN_FLIGHT).collect().await;
 
