@@ -19,6 +19,7 @@
 pub mod client;
 pub mod frame;
 mod io;
+mod send;
 pub mod server;
 
 use std::future::Future;

@@ -13,11 +13,12 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use super::frame::{Header, Kind, Opcode};
-use super::io::{OutFrame, broken, discard, read_head, read_into, write_frames};
+use super::io::{OutFrame, broken, discard, read_head, read_into};
+use super::send::FrameSender;
 use super::{Call, Channel, Landed, Landing, MAX_VERSION, MIN_VERSION, Reply};
 use crate::buf::AlignedBuf;
 use crate::error::{Error, ErrorCode, Result};
@@ -182,7 +183,7 @@ impl Shared {
 
 struct Connection {
     shared: Arc<Shared>,
-    send: mpsc::Sender<OutFrame>,
+    send: FrameSender,
     version: u8,
     next_id: AtomicU64,
     tasks: [AbortHandle; 2],
@@ -204,7 +205,7 @@ impl Connection {
         stream.set_nodelay(true).map_err(broken)?;
         let (read, write) = stream.into_split();
         let mut read = BufReader::with_capacity(READ_BUFFER, read);
-        let (send, queue) = mpsc::channel(SEND_QUEUE);
+        let (send, write) = FrameSender::new(write, SEND_QUEUE);
         let shared = Arc::new(Shared {
             waiting: Mutex::default(),
             broken: AtomicBool::new(false),
@@ -212,7 +213,7 @@ impl Connection {
         let writer = {
             let shared = shared.clone();
             tokio::spawn(async move {
-                if let Err(e) = write_frames(write, queue).await {
+                if let Err(e) = write.await {
                     shared.fail(&broken(e));
                 }
             })
@@ -309,7 +310,7 @@ impl Drop for Entry<'_> {
 }
 
 async fn hello(
-    send: &mpsc::Sender<OutFrame>,
+    send: &FrameSender,
     read: &mut BufReader<OwnedReadHalf>,
     identity: Identity,
 ) -> Result<u8> {

@@ -1,21 +1,17 @@
 //! Reading and writing frames on a byte stream; shared by both ends.
 
-use std::io::{self, IoSlice};
+use std::io;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::mpsc;
+use bytes::{BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::frame::{HEADER_LEN, Header};
 use crate::checksum::crc32;
 use crate::error::{Error, ErrorCode, Result};
 
-/// Most slices that one `writev` carries.
-const MAX_SLICES: usize = 64;
-
-/// A frame ready to be sent.
+/// A frame ready to be sent: its header and what follows it, none of them empty.
 pub(super) struct OutFrame {
-    pieces: Vec<Bytes>,
+    pub(super) pieces: Vec<Bytes>,
 }
 
 impl OutFrame {
@@ -31,46 +27,6 @@ impl OutFrame {
         pieces.retain(|p| !p.is_empty());
         Self { pieces }
     }
-}
-
-/// Writes frames from `queue` until it closes or the stream fails. Frames that are waiting go out
-/// in one system call.
-pub(super) async fn write_frames(
-    mut stream: impl AsyncWrite + Unpin,
-    mut queue: mpsc::Receiver<OutFrame>,
-) -> io::Result<()> {
-    let mut pending: std::collections::VecDeque<Bytes> = std::collections::VecDeque::new();
-    while let Some(frame) = queue.recv().await {
-        pending.extend(frame.pieces);
-        while pending.len() < MAX_SLICES
-            && let Ok(frame) = queue.try_recv()
-        {
-            pending.extend(frame.pieces);
-        }
-        while !pending.is_empty() {
-            let slices: Vec<_> = pending
-                .iter()
-                .take(MAX_SLICES)
-                .map(|p| IoSlice::new(p))
-                .collect();
-            let mut written = stream.write_vectored(&slices).await?;
-            if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-            while written > 0 {
-                let front = pending
-                    .front_mut()
-                    .expect("bytes were written, so a piece is pending");
-                let part = written.min(front.len());
-                front.advance(part);
-                written -= part;
-                if front.is_empty() {
-                    pending.pop_front();
-                }
-            }
-        }
-    }
-    stream.shutdown().await
 }
 
 /// Reads a header and its body. `None` at a clean end of the stream.

@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::frame::{Header, Kind, Opcode};
-use super::io::{OutFrame, broken, read_head, write_frames};
+use super::io::{OutFrame, broken, read_head};
+use super::send::FrameSender;
 use super::{MAX_VERSION, MIN_VERSION};
 use crate::buf::AlignedBuf;
 use crate::error::{Error, ErrorCode, Result};
@@ -191,8 +192,8 @@ async fn connection(
     let peer = stream.peer_addr().map_err(broken)?;
     let (read, write) = stream.into_split();
     let mut read = BufReader::with_capacity(READ_BUFFER, read);
-    let (send, queue) = mpsc::channel(SEND_QUEUE);
-    let writer = tokio::spawn(write_frames(write, queue));
+    let (send, write) = FrameSender::new(write, SEND_QUEUE);
+    let writer = tokio::spawn(write);
 
     let greeted = tokio::time::timeout(HELLO_TIMEOUT, greet(&mut read, &send, host, peer)).await;
     let (client, version) =
@@ -250,7 +251,7 @@ async fn connection(
     // Requests run to their end even when the client has gone: a write that was begun is finished.
     while requests.join_next().await.is_some() {}
     drop(send);
-    // The writer ends when the queue is empty and closed, or has failed already.
+    // It ends when everything is written, or has failed already.
     let _ = writer.await;
     result
 }
@@ -278,7 +279,7 @@ fn answer(request: &Header, version: u8, result: Result<Outgoing>) -> OutFrame {
 
 async fn greet(
     read: &mut BufReader<tokio::net::tcp::OwnedReadHalf>,
-    send: &mpsc::Sender<OutFrame>,
+    send: &FrameSender,
     host: Host,
     peer: SocketAddr,
 ) -> Result<(ClientId, u8)> {
