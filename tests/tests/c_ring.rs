@@ -295,10 +295,8 @@ fn threads_share_a_client_and_a_destroyed_ring_leaves_memory_alone() -> Result<(
                 })
             })
             .collect();
-        let joined = threads.into_iter().map(|thread| thread.join());
-        joined
-            .map(|end| end.map_err(|_| anyhow::anyhow!("panicked"))?)
-            .collect::<Result<()>>()
+        let mut joined = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
+        joined.try_for_each(|end| end.map_err(|_| anyhow::anyhow!("panicked"))?)
     })?;
     ok(emberfs_close(file).into())?;
     ok(emberfs_disconnect(client).into())?;
