@@ -60,23 +60,29 @@ pub async fn run(
         seen: found.iter().map(Found::map).max().unwrap_or_default(),
     };
     // Disks in use are opened first: that may take long, and a registered node must beat.
-    let mut opened = Vec::new();
+    let mut opened: Vec<Option<Engine>> = Vec::new();
     for disk in &found {
-        opened.push(if disk.identity.is_some() {
-            Some(open(&config, &disk.lock).await?)
-        } else {
-            None
-        });
-    }
-    let none = MapVersion(0);
-    let membership = registration.register(none, &stop).await.map_err(|error| {
-        match found.iter().find(|disk| disk.identity.is_some()) {
-            Some(disk) if error.code == ErrorCode::WrongCluster => {
-                error.context(format!("foreign disk {}", disk.lock.path().display()))
-            }
-            _ => error,
+        let engine = match disk.identity {
+            Some(_) => open(&config, &disk.lock).await.map(Some),
+            None => Ok(None),
+        };
+        match engine {
+            Ok(engine) => opened.push(engine),
+            Err(error) => return Err(given_up(opened, error).await),
         }
-    })?;
+    }
+    let membership = match registration.register(MapVersion(0), &stop).await {
+        Ok(membership) => membership,
+        Err(error) => {
+            let error = match found.iter().find(|disk| disk.identity.is_some()) {
+                Some(disk) if error.code == ErrorCode::WrongCluster => {
+                    error.context(format!("foreign disk {}", disk.lock.path().display()))
+                }
+                _ => error,
+            };
+            return Err(given_up(opened, error).await);
+        }
+    };
     let mut disks = Vec::new();
     for (disk, engine) in found.into_iter().zip(opened) {
         let path = disk.lock.path().to_owned();
@@ -155,6 +161,14 @@ pub async fn run(
     drop(locks);
     tracing::info!(%node, "stopped");
     Ok(())
+}
+
+/// The start has failed: ends the engines that run already. A process that exits beside their threads may crash.
+async fn given_up(opened: Vec<Option<Engine>>, error: Error) -> Error {
+    for engine in opened.into_iter().flatten() {
+        engine.shutdown().await;
+    }
+    error
 }
 
 /// A disk directory before it is opened.

@@ -169,8 +169,8 @@ pub(crate) struct MountArgs {
     /// Directory to mount on
     pub(crate) mountpoint: PathBuf,
     /// ro, [no]allow_other, auto_unmount, subdir=, fsname=, subtype=, direct_io, sync, dirsync, threads=,
-    /// max_background=, read_ahead_kb=, attr_timeout=, entry_timeout=, transport=auto|classic, verify=page|transfer,
-    /// [no]suid, [no]dev, [no]exec, [no]atime
+    /// max_background=, read_ahead_kb=, attr_timeout=, entry_timeout=, transport=auto|classic|ring,
+    /// verify=page|transfer, [no]suid, [no]dev, [no]exec, [no]atime
     #[arg(short = 'o', value_name = "OPTIONS", allow_hyphen_values = true)]
     pub(crate) options: Vec<String>,
     /// Stay in the foreground and log to standard error
