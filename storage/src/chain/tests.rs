@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use emberfs_proto::ErrorCode;
 use emberfs_proto::cluster::{LocalState, PublicState};
 use emberfs_proto::ids::{
     ChainId, ChainVersion, ChunkKey, ChunkVersion, ClientId, TargetId, WriteTag,
 };
+use emberfs_proto::{Error, ErrorCode};
 
 use super::*;
 use crate::engine::{ChunkMeta, Mark, PendingKind, PendingMeta};
@@ -152,7 +152,7 @@ fn the_chain_version_is_checked_again_when_the_chunk_is_free() {
     // The first one ends without a change; the second now holds the chunk under a stale version.
     let loaded = Event::Loaded {
         op: OpId(1),
-        result: Err(emberfs_proto::Error::new(ErrorCode::DiskError, "gone")),
+        result: Err(Error::new(ErrorCode::DiskError, "gone")),
     };
     let actions = replica.handle(loaded, true);
     let codes: Vec<_> = actions
@@ -353,7 +353,7 @@ fn a_failed_commit_ends_the_target_s_service() {
     replica.handle(answer, true);
     let failed = Event::Committed {
         op: OpId(1),
-        result: Err(emberfs_proto::Error::new(ErrorCode::DiskError, "gone")),
+        result: Err(Error::new(ErrorCode::DiskError, "gone")),
     };
     replica.handle(failed, true);
     let key = ChunkKey::new(1u64, 0u32);
@@ -504,7 +504,7 @@ fn a_syncing_target_takes_a_part_only_of_what_it_holds() {
 
 #[test]
 fn a_version_is_given_up_only_if_no_sending_of_it_can_arrive_later() {
-    let full = || Err(emberfs_proto::Error::new(ErrorCode::NoSpace, "full"));
+    let full = || Err(Error::new(ErrorCode::NoSpace, "full"));
     let answered = |attempt, result| Event::Forwarded {
         op: OpId(1),
         attempt,
@@ -517,7 +517,7 @@ fn a_version_is_given_up_only_if_no_sending_of_it_can_arrive_later() {
 
     let mut replica = head();
     forwarding(&mut replica);
-    let broken = emberfs_proto::Error::new(ErrorCode::Unreachable, "reset");
+    let broken = Error::new(ErrorCode::Unreachable, "reset");
     replica.handle(answered(1, Err(broken)), true);
     let again = Event::RetryDue {
         op: OpId(1),
@@ -535,10 +535,7 @@ fn a_recovery_that_failed_is_tried_again() {
     replica.handle(Event::Adopt { view }, true);
     let failed = Event::Recovered {
         chain_version: ChainVersion(1),
-        result: Err(emberfs_proto::Error::new(
-            ErrorCode::DiskError,
-            "a read failed",
-        )),
+        result: Err(Error::new(ErrorCode::DiskError, "a read failed")),
     };
     let actions = replica.handle(failed, true);
     let timer = actions.iter().find_map(|action| match action {
@@ -547,4 +544,22 @@ fn a_recovery_that_failed_is_tried_again() {
     });
     let actions = replica.handle(timer.expect("a timer"), true);
     assert!(matches!(actions[..], [Action::Recover { .. }]));
+}
+
+#[test]
+fn a_write_that_is_being_undone_is_not_shown_by_a_new_tail() {
+    let mut replica = head();
+    forwarding(&mut replica);
+    let refused = Event::Forwarded {
+        op: OpId(1),
+        attempt: 1,
+        result: Err(Error::new(ErrorCode::NoSpace, "full")),
+    };
+    let actions = replica.handle(refused, true);
+    assert!(matches!(actions[..], [Action::Abort { .. }]), "{actions:?}");
+    // The successor that had no room dies before the undoing is done.
+    let alone = view(2, PublicState::Serving, true, 1, None);
+    replica.handle(Event::Adopt { view: alone }, true);
+    let plan = replica.read_plan(ChunkKey::new(1u64, 0u32), ChainVersion(2), true);
+    assert_eq!(plan.unwrap(), ReadPlan::Committed);
 }

@@ -30,7 +30,8 @@ impl Replica {
             });
         if becomes_tail {
             for op in self.ops.values_mut().filter(|op| op.may_be_pending()) {
-                op.exposed |= op.phase != Phase::Preparing;
+                // What is being undone is nowhere below, so nobody has committed it.
+                op.exposed |= !matches!(op.phase, Phase::Preparing | Phase::Aborting);
             }
         }
         self.view = Some(view);
