@@ -7,14 +7,15 @@
 //! What it guarantees, given an engine that keeps what it has prepared and a manager that keeps
 //! its leases:
 //! 1. A write is acknowledged only when it is durable on every SERVING and SYNCING target of the
-//!    chain version in force. A target forwards only what is durable in its own engine, and
-//!    commits only after its successor did, so along a chain committed versions never decrease.
+//!    chain version in force. A target forwards what is durable in its own engine; what it sends before
+//!    that (early) its successor stores and holds until it is confirmed. A target commits only after its
+//!    successor did, so along a chain committed versions never decrease.
 //! 2. Every request is checked against chain version, role, local state and lease before it queues
 //!    for the chunk and again when it holds it.
-//! 3. A version names one write for ever: a prepared write is finished by an acknowledgement or by
-//!    a chain change, never dropped by a time-out. The one exception is a write that the successor
-//!    refused for certain without storing it (its disk is full): it is undone where it is pending
-//!    before its client hears of it.
+//! 3. A version names one write for ever once it was forwarded or confirmed: it is finished by an
+//!    acknowledgement or by a chain change, never dropped by a time-out. The one exception is a write that the
+//!    successor refused for certain without storing it (its disk is full): it is undone where it is pending
+//!    before its client hears of it, and so is one that was only sent early and failed.
 //! 4. A retried write (same [`WriteTag`](emberfs_proto::ids::WriteTag)) is answered, not applied again: by the table of
 //!    finished writes that every target of the chain keeps, and by the tags in the chunk's record: those
 //!    of the last write and of the last of each of the
@@ -45,7 +46,8 @@ mod types;
 
 pub use replica::{ReadPlan, Replica};
 pub use types::{
-    Action, Content, Event, Forward, OpId, Outcome, RequestId, Successor, Update, UpdateKind, View,
+    Action, Content, Event, Forward, Message, OpId, Outcome, RequestId, Sent, Successor, Update,
+    UpdateKind, View,
 };
 
 #[cfg(test)]

@@ -1,9 +1,12 @@
 //! The state machine of one target: admission and queues. The steps of one write are in `steps`, what
-//! the steps decide in `decide`, chain changes in `membership`.
+//! goes to the successor in `send`, what is sent before it is durable in `early`, what the steps decide in
+//! `decide`, chain changes in `membership`.
 
 mod decide;
+mod early;
 mod membership;
 mod mirrored;
+mod send;
 mod steps;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -61,6 +64,8 @@ enum Phase {
     Loading,
     /// Is being made durable.
     Preparing,
+    /// Came early and is durable: waits for the predecessor's word.
+    Held,
     /// The whole content is being read for a SYNCING successor.
     ReadingContent,
     /// Waits for the successor's answer.
@@ -89,7 +94,10 @@ impl Phase {
 
 struct Op {
     source: Source,
-    request: RequestId,
+    /// Who waits for its outcome; of what came early, until it is held.
+    waiters: Vec<RequestId>,
+    /// Who waits until it is undone.
+    withdrawals: Vec<RequestId>,
     /// Chain version under which it was asked for.
     chain_version: ChainVersion,
     update: Update,
@@ -114,8 +122,26 @@ struct Op {
     unsure: bool,
     /// Its requester has been answered already; it only waits for the engine.
     dead: bool,
-    /// Why it is being undone.
-    abort_reason: Option<Error>,
+    /// Came early, and the predecessor has said that it is durable there.
+    confirmed: bool,
+    /// It was sent on before it was durable here.
+    early: Option<SentEarly>,
+    /// Why it is being undone, here and below.
+    undone: Option<Error>,
+}
+
+/// See [`early`].
+#[derive(Clone, Copy)]
+struct SentEarly {
+    /// Names it among all that this target sent early under one chain version.
+    sequence: u64,
+    /// Which sending it was.
+    attempt: u32,
+    chain_version: ChainVersion,
+    /// The last sending was to confirm it.
+    confirming: bool,
+    /// The successor refused it or does not hold it any more.
+    refused: bool,
 }
 
 #[derive(Clone)]
@@ -125,6 +151,10 @@ struct Received {
     resync: bool,
     committed_chain: ChainVersion,
     recent: Arc<[Mark]>,
+    /// It came before it was durable at the predecessor.
+    early: bool,
+    /// The predecessor's number of it; 0: none.
+    sequence: u64,
 }
 
 /// The protocol state of one target. See the [module page](super).
@@ -143,6 +173,11 @@ pub struct Replica {
     /// Chunks that the SYNCING successor has acknowledged whole under the chain version of `view`: it holds
     /// what this target holds, and the next change may go without the rest of the chunk.
     mirrored: HashSet<ChunkKey>,
+    /// Of what was last sent early.
+    last_sequence: u64,
+    /// Under the chain version of `view`, what comes early with a number up to this one is late: that was
+    /// confirmed, withdrawn, or sent again in the usual way; or something after it was, and it has to be.
+    settled: u64,
     /// Refused by chain version, role, state or lease, since the start.
     refused: u64,
     #[cfg(test)]
@@ -172,6 +207,8 @@ impl Replica {
             recovering: false,
             handed_over: None,
             mirrored: HashSet::new(),
+            last_sequence: 0,
+            settled: 0,
             refused: 0,
             #[cfg(test)]
             mutant: None,
@@ -229,6 +266,8 @@ impl Replica {
                     resync,
                     committed_chain,
                     recent,
+                    early,
+                    sequence,
                 } = forward;
                 let received = Some(Received {
                     version,
@@ -236,10 +275,22 @@ impl Replica {
                     resync,
                     committed_chain,
                     recent,
+                    early,
+                    sequence,
                 });
                 let op = Op::new(Source::Predecessor, request, chain_version, update);
                 self.admit(Op { received, ..op }, lease, &mut out);
             }
+            Event::Confirm {
+                request,
+                chain_version,
+                sent,
+            } => self.confirm(request, chain_version, sent, lease, &mut out),
+            Event::Withdraw {
+                request,
+                chain_version,
+                sent,
+            } => self.withdraw(request, chain_version, sent, lease, &mut out),
             Event::Resync {
                 request,
                 chain_version,
@@ -374,7 +425,7 @@ impl Replica {
             }
             Source::Predecessor => {
                 let view = self.check_version(op.chain_version, lease)?;
-                if view.state == PublicState::Syncing {
+                if view.state == PublicState::Syncing && op.came_early().is_none() {
                     return Ok(());
                 }
                 self.check_serving(op.chain_version, lease).map(|_| ())
@@ -390,14 +441,10 @@ impl Replica {
     }
 
     fn admit(&mut self, op: Op, lease: bool, out: &mut Vec<Action>) {
-        let request = op.request;
-        if let Err(error) = self.check(&op, lease) {
+        let checked = self.check(&op, lease).and_then(|()| self.in_time(&op));
+        if let Err(error) = checked {
             self.refused += 1;
-            out.push(Action::Reply {
-                request,
-                result: Err(error),
-            });
-            return;
+            return answer(&op.waiters, Err(error), out);
         }
         let queue = self.chunks.entry(op.update.key).or_default();
         if queue.len() >= MAX_QUEUE_PER_CHUNK {
@@ -407,19 +454,17 @@ impl Replica {
                 op.update.key
             );
             let error = Error::new(ErrorCode::Busy, what).retry_after_ms(20);
-            out.push(Action::Reply {
-                request,
-                result: Err(error),
-            });
-            return;
+            return answer(&op.waiters, Err(error), out);
         }
         self.next_op += 1;
         let id = OpId(self.next_op);
         queue.push_back(id);
-        let first = queue.len() == 1;
+        let front = queue[0];
         self.ops.insert(id, op);
-        if first {
+        if front == id {
             self.start(id, lease, out);
+        } else {
+            self.settle_held(front, lease, out);
         }
     }
 
@@ -481,10 +526,8 @@ impl Replica {
             self.dedup.record(tag, *outcome);
         }
         if !op.dead {
-            out.push(Action::Reply {
-                request: op.request,
-                result,
-            });
+            answer(&op.waiters, result, out);
+            answer(&op.withdrawals, Ok(Outcome::nothing(op.chain_version)), out);
         }
         self.release(op.update.key, id, lease, out);
     }
@@ -501,6 +544,18 @@ impl Replica {
             Some(_) => {}
         }
     }
+}
+
+/// Answers everybody who waits.
+fn answer(waiters: &[RequestId], result: Result<Outcome>, out: &mut Vec<Action>) {
+    let Some((&request, others)) = waiters.split_last() else {
+        return;
+    };
+    out.extend(others.iter().map(|&request| Action::Reply {
+        request,
+        result: result.clone(),
+    }));
+    out.push(Action::Reply { request, result });
 }
 
 /// The chain changed during a resync pass.
@@ -525,7 +580,8 @@ impl Op {
     ) -> Self {
         Self {
             source,
-            request,
+            waiters: vec![request],
+            withdrawals: Vec::new(),
             chain_version,
             update,
             received: None,
@@ -540,7 +596,9 @@ impl Op {
             exposed: false,
             unsure: false,
             dead: false,
-            abort_reason: None,
+            confirmed: false,
+            early: None,
+            undone: None,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Single rules of the protocol, each by hand. The whole under faults: `crate::sim`.
 
+mod early;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -183,7 +185,10 @@ fn a_replica_asks_the_tail_while_a_write_is_in_progress() {
         },
         true,
     );
-    assert!(matches!(actions[..], [Action::Prepare { .. }]));
+    assert!(matches!(
+        actions[..],
+        [Action::Send { .. }, Action::Prepare { .. }]
+    ));
     let plan = replica.read_plan(key, ChainVersion(1), true).unwrap();
     assert_eq!(plan, ReadPlan::AskTail(TargetId(2)));
     let other = ChunkKey::new(1u64, 1u32);
@@ -214,16 +219,21 @@ fn loaded(op: u64, meta: ChunkMeta) -> Event {
     }
 }
 
-/// A write that is durable here.
 /// The `n`th write, which makes version `n`, is durable.
 fn prepared(replica: &mut Replica, n: u64) -> Vec<Action> {
     replica.handle(write(n, 1), true);
-    let before = meta(n - 1, 1, tag(0, n - 1), &[]);
+    let before = (n > 1).then(|| meta(n - 1, 1, tag(0, n - 1), &[]));
     let loaded = Event::Loaded {
         op: OpId(n),
-        result: Ok((n > 1).then(|| before.clone())),
+        result: Ok(before),
     };
     replica.handle(loaded, true);
+    replica.handle(stored(n, n), true)
+}
+
+/// The engine has made version `n` of write `n` durable for `op`.
+fn stored(op: u64, n: u64) -> Event {
+    let before = meta(n - 1, 1, tag(0, n - 1), &[]);
     let pending = PendingMeta {
         version: ChunkVersion(n),
         len: 1,
@@ -237,11 +247,10 @@ fn prepared(replica: &mut Replica, n: u64) -> Vec<Action> {
         pending: Some(pending),
         ..before
     };
-    let prepared = Event::Prepared {
-        op: OpId(n),
+    Event::Prepared {
+        op: OpId(op),
         result: Ok(meta),
-    };
-    replica.handle(prepared, true)
+    }
 }
 
 /// A write that is durable on a head of two and on its way to the successor.
@@ -276,7 +285,10 @@ fn a_retry_is_known_by_the_record_after_others_wrote_and_every_process_restarted
         other => panic!("applied again: {other:?}"),
     }
     assert_eq!(refusal(&retried(2, 6)), ErrorCode::StaleSequence);
-    assert!(matches!(retried(3, 8)[..], [Action::Prepare { .. }]));
+    assert!(matches!(
+        retried(3, 8)[..],
+        [Action::Send { .. }, Action::Prepare { .. }]
+    ));
 }
 
 #[test]
@@ -317,6 +329,8 @@ fn synced(holds: ChunkMeta, version: u64) -> Vec<Action> {
             resync: true,
             committed_chain: ChainVersion(2),
             recent: Arc::default(),
+            early: false,
+            sequence: 0,
         },
     };
     replica.handle(event, true);
@@ -347,7 +361,7 @@ fn a_failed_commit_ends_the_target_s_service() {
     };
     let answer = Event::Forwarded {
         op: OpId(1),
-        attempt: 1,
+        attempt: 2,
         result: Ok(outcome),
     };
     replica.handle(answer, true);
@@ -422,7 +436,9 @@ fn a_syncing_successor_gets_a_chunk_whole_once_and_then_what_changes() {
     };
     let [
         Action::Send {
-            attempt, forward, ..
+            attempt,
+            message: Message::Forward(forward),
+            ..
         },
     ] = &replica.handle(content, true)[..]
     else {
@@ -447,7 +463,13 @@ fn a_syncing_successor_gets_a_chunk_whole_once_and_then_what_changes() {
     };
     replica.handle(committed, true);
     assert!(replica.is_mirrored(ChainVersion(1), key));
-    let [Action::Send { forward, .. }] = &prepared(&mut replica, 2)[..] else {
+    let [
+        Action::Send {
+            message: Message::Forward(forward),
+            ..
+        },
+    ] = &prepared(&mut replica, 2)[..]
+    else {
         panic!("not sent");
     };
     assert!(!forward.replace, "the successor holds the rest");
@@ -475,6 +497,8 @@ fn a_syncing_target_takes_a_part_only_of_what_it_holds() {
             resync: false,
             committed_chain: ChainVersion(0),
             recent: Arc::default(),
+            early: false,
+            sequence: 0,
         };
         let event = Event::Forward {
             request: RequestId(1),
@@ -512,19 +536,19 @@ fn a_version_is_given_up_only_if_no_sending_of_it_can_arrive_later() {
     };
     let mut replica = head();
     forwarding(&mut replica);
-    let actions = replica.handle(answered(1, full()), true);
+    let actions = replica.handle(answered(2, full()), true);
     assert!(matches!(actions[..], [Action::Abort { .. }]));
 
     let mut replica = head();
     forwarding(&mut replica);
     let broken = Error::new(ErrorCode::Unreachable, "reset");
-    replica.handle(answered(1, Err(broken)), true);
+    replica.handle(answered(2, Err(broken)), true);
     let again = Event::RetryDue {
         op: OpId(1),
-        attempt: 1,
+        attempt: 2,
     };
     replica.handle(again, true);
-    let actions = replica.handle(answered(2, full()), true);
+    let actions = replica.handle(answered(3, full()), true);
     assert!(matches!(actions[..], [Action::RetryAfter { .. }]));
 }
 
@@ -552,7 +576,7 @@ fn a_write_that_is_being_undone_is_not_shown_by_a_new_tail() {
     forwarding(&mut replica);
     let refused = Event::Forwarded {
         op: OpId(1),
-        attempt: 1,
+        attempt: 2,
         result: Err(Error::new(ErrorCode::NoSpace, "full")),
     };
     let actions = replica.handle(refused, true);

@@ -129,6 +129,31 @@ pub struct Forward {
     pub committed_chain: ChainVersion,
     /// With `replace`: the writes before this one that the content holds.
     pub recent: Arc<[Mark]>,
+    /// It is not durable yet where it comes from: to be stored and held until [`Message::Confirm`],
+    /// [`Message::Withdraw`] or the same change in the usual way names the same number.
+    pub early: bool,
+    /// The sender's number of this change, if it sends it early or did so before; rises. 0: it did not.
+    pub sequence: u64,
+}
+
+/// What was sent early: the number that the sender gave it under the chain version that it names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// Of this chunk.
+    pub key: ChunkKey,
+    /// See [`Forward::sequence`].
+    pub sequence: u64,
+}
+
+/// What one target tells its successor.
+#[derive(Clone, Debug)]
+pub enum Message {
+    /// A change.
+    Forward(Forward),
+    /// What was sent early is durable on every target before: pass that on, and commit.
+    Confirm(Sent),
+    /// What was sent early has failed: forget it, and say so when it is nowhere below any more.
+    Withdraw(Sent),
 }
 
 /// A finished change.
@@ -175,6 +200,24 @@ pub enum Event {
         chain_version: ChainVersion,
         /// The change.
         forward: Forward,
+    },
+    /// [`Message::Confirm`] of the predecessor.
+    Confirm {
+        /// Who waits.
+        request: RequestId,
+        /// The chain version that the predecessor believes in.
+        chain_version: ChainVersion,
+        /// What is confirmed.
+        sent: Sent,
+    },
+    /// [`Message::Withdraw`] of the predecessor.
+    Withdraw {
+        /// Who waits.
+        request: RequestId,
+        /// The chain version that the predecessor believes in.
+        chain_version: ChainVersion,
+        /// What is withdrawn.
+        sent: Sent,
     },
     /// Resync: bring the SYNCING successor's copy of this chunk up to ours.
     Resync {
@@ -299,7 +342,7 @@ pub enum Action {
         /// Which version.
         version: ReadVersion,
     },
-    /// Send a change to the successor.
+    /// Tell the successor something.
     Send {
         /// For which work.
         op: OpId,
@@ -309,10 +352,10 @@ pub enum Action {
         to: TargetId,
         /// The chain version to name.
         chain_version: ChainVersion,
-        /// The change.
-        forward: Forward,
+        /// What.
+        message: Message,
     },
-    /// Stop waiting for the answer of the last sending.
+    /// Stop waiting for the answers of all sendings.
     CancelSend {
         /// For which work.
         op: OpId,

@@ -22,9 +22,9 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::repair::{Cause, is_damage};
 use super::{Node, TargetHost, Wanted, admin};
-use crate::chain::{Event, Forward, Outcome, ReadPlan, Update, UpdateKind};
+use crate::chain::{Event, Forward, Outcome, ReadPlan, Sent, Update, UpdateKind};
 use crate::engine::{ReadData, ReadVersion, Verify};
-pub(super) use messages::{mark_message, write_message};
+pub(super) use messages::forward_message;
 use messages::{marks, read_result, update};
 
 /// Granularity of the read budget, bytes.
@@ -342,20 +342,47 @@ impl Data {
         let _active = (!message.resync).then(|| self.node.pacer.foreground());
         let wanted = Wanted::SuccessorOf(TargetId(message.from_target));
         let (host, chain_version) = self.chain(write.chain.as_ref(), wanted).await?;
-        let forward = Forward {
-            update: update(write, request.payload.clone(), message.replace)?,
-            version: ChunkVersion(message.version),
-            replace: message.replace,
-            resync: message.resync,
-            committed_chain: ChainVersion(message.committed_chain),
-            recent: marks(&message.recent)?,
+        let stage = message.stage();
+        let sent = Sent {
+            key: write.key(),
+            sequence: message.sequence,
         };
-        let event = |request| Event::Forward {
-            request,
-            chain_version,
-            forward,
+        let outcome = match stage {
+            pb::ForwardStage::Durable | pb::ForwardStage::Early => {
+                let forward = Forward {
+                    update: update(write, request.payload.clone(), message.replace)?,
+                    version: ChunkVersion(message.version),
+                    replace: message.replace,
+                    resync: message.resync,
+                    committed_chain: ChainVersion(message.committed_chain),
+                    recent: marks(&message.recent)?,
+                    early: stage == pb::ForwardStage::Early,
+                    sequence: message.sequence,
+                };
+                let event = |request| Event::Forward {
+                    request,
+                    chain_version,
+                    forward,
+                };
+                host.request(event).await?
+            }
+            pb::ForwardStage::Confirm => {
+                let event = |request| Event::Confirm {
+                    request,
+                    chain_version,
+                    sent,
+                };
+                host.request(event).await?
+            }
+            pb::ForwardStage::Withdraw => {
+                let event = |request| Event::Withdraw {
+                    request,
+                    chain_version,
+                    sent,
+                };
+                host.request(event).await?
+            }
         };
-        let outcome = host.request(event).await?;
         Ok(Outgoing::new(&pb::ForwardReply {
             version: outcome.version.0,
             len: outcome.len,

@@ -19,7 +19,7 @@ use super::repair::{Cause, is_damage};
 use super::resync::Progress;
 use super::{Node, data, resync};
 use crate::chain::{
-    Action, Content, Event, Forward, OpId, Outcome, ReadPlan, Replica, RequestId, UpdateKind,
+    Action, Content, Event, Message, OpId, Outcome, ReadPlan, Replica, RequestId, UpdateKind,
 };
 use crate::engine::{ChunkMeta, Engine, Prepare, ReadVersion};
 
@@ -45,8 +45,8 @@ pub(crate) struct TargetHost {
 struct Core {
     replica: Replica,
     waiting: HashMap<RequestId, oneshot::Sender<Result<Outcome>>>,
-    /// The last sending of each piece of work, with its attempt.
-    sends: HashMap<OpId, (u32, AbortHandle)>,
+    /// The sendings of each piece of work that wait for an answer, with their attempts.
+    sends: HashMap<OpId, Vec<(u32, AbortHandle)>>,
     resync: Option<AbortHandle>,
 }
 
@@ -230,10 +230,10 @@ impl TargetHost {
                 attempt,
                 to,
                 chain_version,
-                forward,
+                message,
             } => {
                 let handle = self.spawn(move |host| async move {
-                    let result = host.forward(to, chain_version, forward).await;
+                    let result = host.send(to, chain_version, message).await;
                     host.sent(op, attempt);
                     Event::Forwarded {
                         op,
@@ -241,10 +241,10 @@ impl TargetHost {
                         result,
                     }
                 });
-                core.sends.insert(op, (attempt, handle));
+                core.sends.entry(op).or_default().push((attempt, handle));
             }
             Action::CancelSend { op } => {
-                if let Some((_, send)) = core.sends.remove(&op) {
+                for (_, send) in core.sends.remove(&op).into_iter().flatten() {
                     send.abort();
                 }
             }
@@ -295,12 +295,11 @@ impl TargetHost {
 
     fn sent(&self, op: OpId, attempt: u32) {
         let mut core = self.core.lock();
-        if core
-            .sends
-            .get(&op)
-            .is_some_and(|&(last, _)| last == attempt)
-        {
-            core.sends.remove(&op);
+        if let Some(sends) = core.sends.get_mut(&op) {
+            sends.retain(|&(other, _)| other != attempt);
+            if sends.is_empty() {
+                core.sends.remove(&op);
+            }
         }
     }
 
@@ -365,11 +364,12 @@ impl TargetHost {
         }
     }
 
-    async fn forward(
+    /// Tells the successor something and waits for its answer.
+    async fn send(
         &self,
         to: TargetId,
         chain_version: ChainVersion,
-        forward: Forward,
+        message: Message,
     ) -> Result<Outcome> {
         let node = self.node()?;
         let map = node.map();
@@ -386,36 +386,28 @@ impl TargetHost {
             .writable(chain)
             .position(|t| t.id == self.id)
             .unwrap_or(0);
-        let (write, payload) = data::write_message(&forward.update, chain.id, chain_version);
-        let body = pb::ForwardRequest {
-            write: Some(write),
-            version: forward.version.0,
-            replace: forward.replace,
-            resync: forward.resync,
-            from_target: self.id.0,
-            committed_chain: forward.committed_chain.0,
-            recent: forward.recent.iter().map(data::mark_message).collect(),
-        };
+        let reference = pb::ChainRef::of(chain.id, chain_version);
+        let (body, payload) = data::forward_message(&message, reference, self.id);
         let deadline = Instant::now() + FORWARD_TIMEOUT;
         let call = Call {
             payload: payload.into_iter().collect(),
             hop: position as u8 + 1,
             ..Call::new(Opcode::Forward, &body, deadline)
         };
-        let removes = matches!(forward.update.kind, UpdateKind::Remove);
-        if forward.resync {
+        let removed = match &message {
+            Message::Forward(forward) if matches!(forward.update.kind, UpdateKind::Remove) => {
+                Some(forward.version)
+            }
+            _ => None,
+        };
+        if body.resync {
             let bytes = call.payload.iter().map(|piece| piece.len() as u64).sum();
             self.progress.sending(bytes);
         }
         let reply = node.peers.peer(addr).call(call).await;
         let reply: pb::ForwardReply = reply?.decode()?;
-        let version = if removes {
-            forward.version
-        } else {
-            ChunkVersion(reply.version)
-        };
         Ok(Outcome {
-            version,
+            version: removed.unwrap_or(ChunkVersion(reply.version)),
             len: reply.len,
             checksum: reply.checksum,
             chain: ChainVersion(reply.committed_chain),

@@ -44,6 +44,14 @@ pub(crate) enum Mutant {
     CommitOnChainChange,
     /// A new tail shows only what it has committed, although the one before may have shown more.
     HideExposed,
+    /// What came early is passed on and committed before the predecessor says that it is durable there.
+    CommitUnconfirmed,
+    /// What came early is held although the chain has changed.
+    KeepHeldAcrossChains,
+    /// A write that failed here is given up while the successor may still hold it.
+    ForgetWithdraw,
+    /// What comes early is taken although it was confirmed, withdrawn or sent again meanwhile.
+    TakeSettled,
     /// A pass leaves out the chunks that were busy when it began.
     ForgetBusyChunks,
     /// A SYNCING target counts as holding a chunk although it was not acknowledged.
@@ -75,6 +83,10 @@ impl Mutant {
         Self::DropTruncateDuringResync,
         Self::CommitOnChainChange,
         Self::HideExposed,
+        Self::CommitUnconfirmed,
+        Self::KeepHeldAcrossChains,
+        Self::ForgetWithdraw,
+        Self::TakeSettled,
         Self::ForgetBusyChunks,
         Self::TrustFailedCopies,
         Self::KeepMirroredAcrossChains,

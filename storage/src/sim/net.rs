@@ -7,7 +7,7 @@ use emberfs_proto::{Error, ErrorCode, Result};
 
 use super::random::Random;
 use super::world::{Event, World};
-use crate::chain::{Forward, OpId, Outcome, Update};
+use crate::chain::{Message, OpId, Outcome, Update};
 
 /// A place on the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,10 +37,10 @@ pub(super) enum Request {
         update: Update,
         tag: WriteTag,
     },
-    Forward {
+    Tell {
         chain: ChainId,
         version: ChainVersion,
-        forward: Forward,
+        message: Message,
     },
     QueryVersion {
         chain: ChainId,

@@ -7,7 +7,7 @@ use emberfs_proto::{Error, ErrorCode, Result};
 use super::net::{Answer, Caller, Place, Request};
 use super::target::Waiter;
 use super::world::{Event, World};
-use crate::chain::{self, Outcome, ReadPlan, Update, UpdateKind};
+use crate::chain::{self, Message, Outcome, ReadPlan, Update, UpdateKind};
 use crate::engine::ReadVersion;
 
 /// Longest wait for the tail's word, µs.
@@ -38,7 +38,7 @@ impl World {
             Request::Read { chain, .. }
             | Request::Write { chain, .. }
             | Request::Trim { chain, .. }
-            | Request::Forward { chain, .. }
+            | Request::Tell { chain, .. }
             | Request::QueryVersion { chain, .. }
             | Request::SyncList { chain, .. }
             | Request::SyncDone { chain, .. } => *chain,
@@ -84,17 +84,27 @@ impl World {
                 tag,
                 ..
             } => self.trim(host, target, call, version, update, tag),
-            Request::Forward {
+            Request::Tell {
                 version: chain_version,
-                forward,
+                message,
                 ..
             } => {
-                self.request(host, target, Waiter::Call(call), |request| {
-                    chain::Event::Forward {
+                self.request(host, target, Waiter::Call(call), |request| match message {
+                    Message::Forward(forward) => chain::Event::Forward {
                         request,
                         chain_version,
                         forward,
-                    }
+                    },
+                    Message::Confirm(sent) => chain::Event::Confirm {
+                        request,
+                        chain_version,
+                        sent,
+                    },
+                    Message::Withdraw(sent) => chain::Event::Withdraw {
+                        request,
+                        chain_version,
+                        sent,
+                    },
                 });
             }
             Request::QueryVersion { version, key, .. } => {

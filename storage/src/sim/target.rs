@@ -12,7 +12,7 @@ use super::net::{Answer, Caller, Place, Request};
 use super::resync::Pass;
 use super::service::Reading;
 use super::world::{Event, World};
-use crate::chain::{self, Action, Content, Forward, OpId, Outcome, Replica, RequestId};
+use crate::chain::{self, Action, Content, Forward, Message, OpId, Outcome, Replica, RequestId};
 use crate::engine::Prepare;
 
 /// As in `crate::node::host`, µs.
@@ -41,7 +41,7 @@ pub(super) struct TargetHost {
     pub(super) chain: ChainId,
     pub(super) replica: Replica,
     pub(super) waiting: BTreeMap<RequestId, Waiter>,
-    sends: BTreeMap<OpId, u64>,
+    sends: BTreeMap<OpId, Vec<u64>>,
     pub(super) pass: Option<Pass>,
     /// Its chain is about to go on without it: it serves nothing and says so.
     pub(super) stopped: bool,
@@ -293,11 +293,16 @@ impl World {
                 attempt,
                 to,
                 chain_version,
-                forward,
+                message,
             } => {
                 self.note(|| {
-                    let Forward { version, replace, resync, update, .. } = &forward;
-                    format!("{target} {op:?} sends {} {version} to {to} at {chain_version}, replace {replace}, resync {resync}", update.key)
+                    let what = match &message {
+                        Message::Forward(Forward { version, replace, resync, early, sequence, update, .. }) => {
+                            format!("sends {} {version}, replace {replace}, resync {resync}, early {early} {sequence},", update.key)
+                        }
+                        other => format!("tells {other:?}"),
+                    };
+                    format!("{target} {op:?} {what} to {to} at {chain_version}")
                 });
                 let Some(to) = self.host_of(host, to) else {
                     let result = Err(super::net::unreachable());
@@ -314,21 +319,21 @@ impl World {
                     op,
                     attempt,
                 };
-                let request = Request::Forward {
+                let request = Request::Tell {
                     chain,
                     version: chain_version,
-                    forward,
+                    message,
                 };
                 let call = self.call(Place::Host(host), to, caller, request, FORWARD_TIMEOUT);
                 if let Some(it) = self.target(host, target) {
-                    it.sends.insert(op, call);
+                    it.sends.entry(op).or_default().push(call);
                 }
             }
             Action::CancelSend { op } => {
-                let call = self
+                let calls = self
                     .target(host, target)
                     .and_then(|it| it.sends.remove(&op));
-                if let Some(call) = call {
+                for call in calls.into_iter().flatten() {
                     self.net.calls.remove(&call);
                 }
             }

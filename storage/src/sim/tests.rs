@@ -117,7 +117,7 @@ families! {
 }
 
 /// Seeds after which a mutant counts as not caught.
-const MUTANT_SEEDS: u64 = 1500;
+const MUTANT_SEEDS: u64 = 2500;
 
 #[test]
 fn every_mutant_is_caught() {

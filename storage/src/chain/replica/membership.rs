@@ -7,7 +7,7 @@ use emberfs_proto::ids::ChainVersion;
 use emberfs_proto::{Error, ErrorCode, Result};
 
 use super::steps::{MAX_RETRY, RECOVERY};
-use super::{Phase, Replica, Source, pass_over};
+use super::{Op, Phase, Replica, Source, answer, pass_over};
 use crate::chain::types::{Action, Outcome, View};
 
 impl Replica {
@@ -30,8 +30,9 @@ impl Replica {
             });
         if becomes_tail {
             for op in self.ops.values_mut().filter(|op| op.may_be_pending()) {
-                // What is being undone is nowhere below, so nobody has committed it.
-                op.exposed |= !matches!(op.phase, Phase::Preparing | Phase::Aborting);
+                // What was not confirmed, or is being undone, nobody below has committed.
+                let sent = !matches!(op.phase, Phase::Preparing | Phase::Held);
+                op.exposed |= sent && op.undone.is_none();
             }
         }
         self.view = Some(view);
@@ -41,6 +42,7 @@ impl Replica {
         // What was sent under an older chain version cannot be stored any more once the receiver has
         // taken something under this one.
         self.ops.values_mut().for_each(|op| op.unsure = false);
+        self.settled = 0;
         if !matches!(state, PublicState::Serving | PublicState::Syncing) {
             self.local = LocalState::Online;
             self.drop_all(out);
@@ -49,6 +51,7 @@ impl Replica {
             // Synced under an older membership: only a pass of this one counts.
             self.local = LocalState::Online;
         }
+        self.drop_unconfirmed(lease, out);
         self.redirect(lease, out);
         self.recover_if_due(out);
         if state == PublicState::Serving
@@ -78,13 +81,11 @@ impl Replica {
             if !op.dead {
                 let what = format!("target {} has left its chain; refresh the map", self.id);
                 let result = Err(Error::new(ErrorCode::NotServing, what));
-                out.push(Action::Reply {
-                    request: op.request,
-                    result,
-                });
+                answer(&op.waiters, result.clone(), out);
+                answer(&op.withdrawals, result, out);
                 op.dead = true;
             }
-            if op.phase == Phase::Forwarding {
+            if op.phase == Phase::Forwarding || op.early.is_some() {
                 out.push(Action::CancelSend { op: id });
             }
             if !op.phase.in_engine() {
@@ -102,24 +103,31 @@ impl Replica {
 
     /// Sends again what is on its way to a successor of an older chain version.
     fn redirect(&mut self, lease: bool, out: &mut Vec<Action>) {
+        let sent = |op: &Op| {
+            op.early.is_some() || matches!(op.phase, Phase::Forwarding | Phase::RetryWait)
+        };
         let mut ids: Vec<_> = self
             .ops
             .iter()
-            .filter(|(_, op)| matches!(op.phase, Phase::Forwarding | Phase::RetryWait))
+            .filter(|(_, op)| sent(op) && !op.dead)
             .map(|(&id, _)| id)
             .collect();
         ids.sort_unstable();
         for id in ids {
-            if self.ops[&id].phase == Phase::Forwarding {
+            let Some(op) = self.ops.get(&id) else {
+                continue;
+            };
+            let waits = matches!(op.phase, Phase::Forwarding | Phase::RetryWait);
+            if op.phase == Phase::Forwarding || op.early.is_some() {
                 out.push(Action::CancelSend { op: id });
             }
-            if self.ops[&id].source == Source::Resync {
+            if op.source == Source::Resync {
                 // The new membership has its own pass.
                 self.finish(id, Err(pass_over()), lease, out);
-            } else if mutated!(self, CommitOnChainChange) {
+            } else if waits && op.undone.is_none() && mutated!(self, CommitOnChainChange) {
                 self.commit_now(id, out);
-            } else {
-                self.dispatch(id, out);
+            } else if waits {
+                self.dispatch(id, lease, out);
             }
         }
     }

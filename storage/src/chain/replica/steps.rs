@@ -1,16 +1,16 @@
-//! One write, step by step: load → prepare → forward → commit.
+//! One write, step by step: load → prepare → (hold) → forward → commit.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use emberfs_proto::cluster::{LocalState, PublicState};
 use emberfs_proto::ids::{ChainVersion, ChunkKey, ChunkVersion};
-use emberfs_proto::{Error, ErrorCode, Result, RetryClass};
+use emberfs_proto::{Error, ErrorCode, Result};
 
 use super::decide::{self, Decision};
-use super::{Op, Phase, Received, Replica, Source, pass_over};
-use crate::chain::types::{Action, Content, Event, Forward, OpId, Outcome, Update, UpdateKind};
-use crate::engine::{ChunkMeta, PendingMeta, Prepare, ReadVersion};
+use super::{Op, Phase, Replica, Source, answer};
+use crate::chain::types::{Action, Event, OpId, Outcome, Update, UpdateKind};
+use crate::engine::{ChunkMeta, PendingMeta, Prepare};
 
 /// First wait before a failed forward is sent again; doubles up to [`MAX_RETRY`]. A new chain version does not wait.
 const FIRST_RETRY: Duration = Duration::from_millis(2);
@@ -40,13 +40,15 @@ impl Replica {
                 let waits = |o: &Op| o.phase == Phase::Forwarding && o.attempt == attempt;
                 if self.ops.get(&op).is_some_and(waits) {
                     self.forwarded(op, result, lease, out);
+                } else if let Some(sent) = self.ops.get_mut(&op).and_then(|o| o.early.as_mut()) {
+                    sent.refused |= sent.attempt == attempt && result.is_err();
                 }
             }
             Event::RetryDue { op: RECOVERY, .. } => self.recover_if_due(out),
             Event::RetryDue { op, attempt } => {
                 let waits = |o: &Op| o.phase == Phase::RetryWait && o.attempt == attempt;
                 if self.ops.get(&op).is_some_and(waits) {
-                    self.dispatch(op, out);
+                    self.dispatch(op, lease, out);
                 }
             }
             Event::Committed { op, result } if self.still_wanted(op, lease, out) => {
@@ -61,17 +63,14 @@ impl Replica {
                 self.finish(op, result.map(|()| outcome), lease, out);
             }
             Event::Aborted { op, result } if self.still_wanted(op, lease, out) => {
-                let Some(done) = self.ops.get_mut(&op) else {
-                    return;
-                };
-                let reason = done.abort_reason.take();
-                if result.is_err() {
+                if let Err(error) = result {
                     self.fail(out);
+                    if let Some(op) = self.ops.get_mut(&op) {
+                        op.undone = Some(error);
+                    }
                 }
-                let error = result.err().or(reason).unwrap_or_else(|| {
-                    Error::new(ErrorCode::Internal, "write undone without a reason")
-                });
-                self.finish(op, Err(error), lease, out);
+                let unknown = Error::new(ErrorCode::Internal, "write undone without a reason");
+                self.take_back(op, unknown, lease, out);
             }
             _ => {}
         }
@@ -104,6 +103,9 @@ impl Replica {
             Err(error) => return self.finish(id, Err(error), lease, out),
         };
         let Some(op) = self.ops.get(&id) else { return };
+        if let Some(error) = op.undone.clone() {
+            return self.finish(id, Err(error), lease, out);
+        }
         let syncing = self.is_syncing();
         let decision = match (op.source, &op.received) {
             (Source::Resync, _) => return self.send_copy(id, meta.as_ref(), lease, out),
@@ -127,7 +129,7 @@ impl Replica {
                     return;
                 };
                 op.adopt_pending(&pending);
-                self.dispatch(id, out);
+                self.durable(id, lease, out);
             }
             Decision::Drop => {
                 let Some(op) = self.ops.get_mut(&id) else {
@@ -154,9 +156,13 @@ impl Replica {
                     page_size: op.update.page_size,
                     chunk_size: op.update.chunk_size,
                 };
+                let key = op.update.key;
+                if !whole {
+                    self.send_early(id, out);
+                }
                 out.push(Action::Prepare {
                     op: id,
-                    key: op.update.key,
+                    key,
                     prepare,
                 });
             }
@@ -177,16 +183,16 @@ impl Replica {
             }) => pending,
             Ok(_) => {
                 let error = Error::new(ErrorCode::Internal, "prepared, but nothing is pending");
-                return self.finish(id, Err(error), lease, out);
+                return self.take_back(id, error, lease, out);
             }
-            // Nothing was stored, here or further down: the requester may hear of it.
+            // Nothing was stored here: once nothing is stored further down, the requester may hear of it.
             Err(error) => {
                 if error.code == ErrorCode::NoSpace && self.is_syncing() {
                     // A copy that has no room must not hold the chain up.
                     self.local = LocalState::Offline;
                     out.push(Action::ReportState);
                 }
-                return self.finish(id, Err(error), lease, out);
+                return self.take_back(id, error, lease, out);
             }
         };
         let Some(op) = self.ops.get_mut(&id) else {
@@ -194,281 +200,25 @@ impl Replica {
         };
         op.adopt_pending(&pending);
         if mutated!(self, AcknowledgeBeforeTail) && op.source == Source::Client {
-            let result = Ok(op.outcome());
-            let request = op.request;
-            out.push(Action::Reply { request, result });
+            answer(&op.waiters, Ok(op.outcome()), out);
         }
-        self.dispatch(id, out);
+        self.durable(id, lease, out);
     }
 
-    /// The change is durable here: on to the successor of the chain as it is now, or commit.
-    pub(super) fn dispatch(&mut self, id: OpId, out: &mut Vec<Action>) {
-        let Some(view) = &self.view else { return };
+    /// The change is pending here, durably.
+    fn durable(&mut self, id: OpId, lease: bool, out: &mut Vec<Action>) {
         let Some(op) = self.ops.get_mut(&id) else {
             return;
         };
-        let key = op.update.key;
-        let Some(next) = view.successor else {
-            op.phase = Phase::Committing;
-            let chain = op
-                .received
-                .as_ref()
-                .filter(|r| r.resync)
-                .map_or(view.version, |r| r.committed_chain);
-            out.push(Action::Commit {
-                op: id,
-                key,
-                version: op.version,
-                chain,
-            });
-            return;
-        };
-        let whole_here = op.received.as_ref().is_some_and(|r| r.replace);
-        let removes = matches!(op.update.kind, UpdateKind::Remove);
-        let truncates = matches!(op.update.kind, UpdateKind::Truncate { .. });
-        if next.syncing && truncates && mutated!(self, DropTruncateDuringResync) {
-            return self.commit_now(id, out);
+        if let Some(error) = op.undone.clone() {
+            return self.give_up(id, error, out);
         }
-        let partial = mutated!(self, ForwardPartialToSyncing);
-        let holds_less = next.syncing && !self.mirrored.contains(&key);
-        if (holds_less || op.send_whole) && !whole_here && !removes && !partial {
-            op.phase = Phase::ReadingContent;
-            out.push(Action::ReadContent {
-                op: id,
-                key,
-                version: ReadVersion::Exactly(op.version),
-            });
-            return;
+        if op.came_early().is_none() || op.confirmed || mutated!(self, CommitUnconfirmed) {
+            return self.dispatch(id, lease, out);
         }
-        op.phase = Phase::Forwarding;
-        op.attempt += 1;
-        let forward = Forward {
-            update: op.update.clone(),
-            version: op.version,
-            replace: whole_here || (partial && next.syncing),
-            resync: false,
-            committed_chain: ChainVersion(0),
-            recent: Arc::clone(&op.recent),
-        };
-        let (attempt, to, chain_version) = (op.attempt, next.target, view.version);
-        out.push(Action::Send {
-            op: id,
-            attempt,
-            to,
-            chain_version,
-            forward,
-        });
-    }
-
-    /// Commits whatever the successor says: what two of the mutants do.
-    pub(super) fn commit_now(&mut self, id: OpId, out: &mut Vec<Action>) {
-        let chain = self.view.as_ref().map_or(ChainVersion(0), |v| v.version);
-        let Some(op) = self.ops.get_mut(&id) else {
-            return;
-        };
-        op.phase = Phase::Committing;
-        let (key, version) = (op.update.key, op.version);
-        out.push(Action::Commit {
-            op: id,
-            key,
-            version,
-            chain,
-        });
-    }
-
-    /// Resync: the chunk is held still, so its committed content is the truth.
-    fn send_copy(
-        &mut self,
-        id: OpId,
-        meta: Option<&ChunkMeta>,
-        lease: bool,
-        out: &mut Vec<Action>,
-    ) {
-        let Some(op) = self.ops.get_mut(&id) else {
-            return;
-        };
-        match meta.filter(|meta| meta.committed.0 > 0) {
-            None => {
-                op.update.kind = UpdateKind::Remove;
-                self.send_resync(id, lease, out);
-            }
-            Some(meta) => {
-                op.version = meta.committed;
-                op.checksum = meta.checksum;
-                op.len = meta.committed_len;
-                op.update.tag = Some(meta.tag);
-                op.update.page_size = meta.page_size;
-                op.update.chunk_size = meta.chunk_size;
-                op.received = Some(Received {
-                    version: meta.committed,
-                    replace: true,
-                    resync: true,
-                    committed_chain: meta.committed_chain,
-                    recent: Arc::clone(&meta.recent),
-                });
-                op.phase = Phase::ReadingContent;
-                let key = op.update.key;
-                out.push(Action::ReadContent {
-                    op: id,
-                    key,
-                    version: ReadVersion::Committed,
-                });
-            }
-        }
-    }
-
-    fn send_resync(&mut self, id: OpId, lease: bool, out: &mut Vec<Action>) {
-        let Some(view) = &self.view else { return };
-        let Some(op) = self.ops.get_mut(&id) else {
-            return;
-        };
-        let Some(next) = view.successor.filter(|_| view.version == op.chain_version) else {
-            return self.finish(id, Err(pass_over()), lease, out);
-        };
-        op.phase = Phase::Forwarding;
-        op.attempt += 1;
-        let received = op.received.as_ref();
-        let forward = Forward {
-            update: op.update.clone(),
-            version: op.version,
-            replace: received.is_some_and(|r| r.replace),
-            resync: true,
-            committed_chain: received.map_or(ChainVersion(0), |r| r.committed_chain),
-            recent: received.map_or_else(Arc::default, |r| Arc::clone(&r.recent)),
-        };
-        let (attempt, to, chain_version) = (op.attempt, next.target, op.chain_version);
-        out.push(Action::Send {
-            op: id,
-            attempt,
-            to,
-            chain_version,
-            forward,
-        });
-    }
-
-    fn content(&mut self, id: OpId, result: Result<Content>, lease: bool, out: &mut Vec<Action>) {
-        let Some(view) = &self.view else { return };
-        let (version, successor) = (view.version, view.successor);
-        let Some(op) = self.ops.get_mut(&id) else {
-            return;
-        };
-        let content = match result {
-            Ok(content) => content,
-            Err(error) if op.source == Source::Resync => {
-                return self.finish(id, Err(error), lease, out);
-            }
-            // The write is pending here and must be finished: read again until the disk answers
-            // or this target leaves the chain because of it.
-            Err(error) => {
-                let message = format!(
-                    "chunk {}: cannot read what was just written: {error}",
-                    op.update.key
-                );
-                out.push(Action::Alarm { message });
-                return self.retry_later(id, out);
-            }
-        };
-        let kind = UpdateKind::Write {
-            offset: 0,
-            data: content.data,
-            checksums: content.checksums,
-            size_hint: 0,
-        };
-        if op.source == Source::Resync {
-            op.update.kind = kind;
-            return self.send_resync(id, lease, out);
-        }
-        let Some(next) = successor else {
-            return self.dispatch(id, out);
-        };
-        op.phase = Phase::Forwarding;
-        op.attempt += 1;
-        let forward = Forward {
-            update: Update {
-                kind,
-                ..op.update.clone()
-            },
-            version: op.version,
-            replace: true,
-            resync: false,
-            committed_chain: ChainVersion(0),
-            recent: Arc::clone(&op.recent),
-        };
-        let attempt = op.attempt;
-        out.push(Action::Send {
-            op: id,
-            attempt,
-            to: next.target,
-            chain_version: version,
-            forward,
-        });
-    }
-
-    fn forwarded(&mut self, id: OpId, result: Result<Outcome>, lease: bool, out: &mut Vec<Action>) {
-        let Some(op) = self.ops.get_mut(&id) else {
-            return;
-        };
-        let key = op.update.key;
-        let removes = matches!(op.update.kind, UpdateKind::Remove);
-        if op.source == Source::Resync {
-            let holds = result
-                .as_ref()
-                .is_ok_and(|theirs| op.is_mirrored_by(theirs));
-            let holds = holds || mutated!(self, TrustFailedCopies);
-            self.mirror(key, holds);
-            return self.finish(id, result, lease, out);
-        }
-        match result {
-            Ok(theirs) => {
-                if theirs.version == op.version && theirs.checksum != op.checksum && !removes {
-                    let message = format!(
-                        "chunk {key} {}: this replica has checksum {:08x}, its successor {:08x}; run `emberfs fsck`",
-                        op.version, op.checksum, theirs.checksum
-                    );
-                    out.push(Action::Alarm { message });
-                }
-                op.phase = Phase::Committing;
-                out.push(Action::Commit {
-                    op: id,
-                    key,
-                    version: op.version,
-                    chain: theirs.chain,
-                });
-                let holds = op.is_mirrored_by(&theirs);
-                self.mirror(key, holds);
-            }
-            // For certain only if no earlier sending can arrive later and be stored then.
-            Err(error) if error.code == ErrorCode::NoSpace && !op.exposed && !op.unsure => {
-                op.phase = Phase::Aborting;
-                op.abort_reason = Some(error);
-                out.push(Action::Abort {
-                    op: id,
-                    key,
-                    version: op.version,
-                });
-            }
-            Err(error) if mutated!(self, ReuseVersionAfterTimeout) => {
-                op.phase = Phase::Aborting;
-                op.abort_reason = Some(error);
-                let version = op.version;
-                out.push(Action::Abort {
-                    op: id,
-                    key,
-                    version,
-                });
-            }
-            Err(error) => {
-                if matches!(
-                    error.code,
-                    ErrorCode::MissingVersion | ErrorCode::ReplicaMismatch
-                ) {
-                    op.send_whole = true;
-                }
-                op.unsure |= error.retry() == RetryClass::Reconnect
-                    || error.code == ErrorCode::DeadlineExceeded;
-                self.retry_later(id, out);
-            }
-        }
+        op.phase = Phase::Held;
+        answer(&std::mem::take(&mut op.waiters), Ok(op.outcome()), out);
+        self.settle_held(id, lease, out);
     }
 
     fn is_syncing(&self) -> bool {
@@ -477,7 +227,7 @@ impl Replica {
             .is_some_and(|view| view.state == PublicState::Syncing)
     }
 
-    fn retry_later(&mut self, id: OpId, out: &mut Vec<Action>) {
+    pub(super) fn retry_later(&mut self, id: OpId, out: &mut Vec<Action>) {
         let Some(op) = self.ops.get_mut(&id) else {
             return;
         };
@@ -512,7 +262,7 @@ impl Op {
 
 impl Outcome {
     /// Nothing had to be done.
-    pub(super) fn nothing(chain: ChainVersion) -> Self {
+    pub(in crate::chain) fn nothing(chain: ChainVersion) -> Self {
         Self {
             version: ChunkVersion(0),
             len: 0,

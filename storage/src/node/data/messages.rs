@@ -5,11 +5,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use emberfs_proto::checksum::verify_fragments;
 use emberfs_proto::convert::required;
-use emberfs_proto::ids::{ChainId, ChainVersion, ChunkVersion, WriteTag};
+use emberfs_proto::ids::{ChunkVersion, TargetId, WriteTag};
 use emberfs_proto::layout::MAX_CHUNK_SIZE;
 use emberfs_proto::{Error, ErrorCode, Result, pb};
 
-use crate::chain::{Update, UpdateKind};
+use crate::chain::{Message, Sent, Update, UpdateKind};
 use crate::engine::{Mark, REMEMBERED_WRITES, ReadData};
 
 pub(super) fn read_result(result: Result<ReadData>) -> (pb::ReadResult, Bytes) {
@@ -40,14 +40,10 @@ pub(super) fn read_result(result: Result<ReadData>) -> (pb::ReadResult, Bytes) {
     }
 }
 
-/// The message and payload of a change, for the next hop.
-pub(in crate::node) fn write_message(
-    update: &Update,
-    chain: ChainId,
-    version: ChainVersion,
-) -> (pb::WriteRequest, Option<Bytes>) {
+/// The message and payload of a change.
+fn write_message(update: &Update, chain: pb::ChainRef) -> (pb::WriteRequest, Option<Bytes>) {
     let mut message = pb::WriteRequest {
-        chain: Some(pb::ChainRef::of(chain, version)),
+        chain: Some(chain),
         inode: update.key.inode.0,
         index: update.key.index.0,
         tag: update.tag.map(pb::Tag::from),
@@ -82,8 +78,54 @@ pub(in crate::node) fn write_message(
     (message, payload)
 }
 
-/// A mark, for the next hop.
-pub(in crate::node) fn mark_message(mark: &Mark) -> pb::WriteMark {
+/// What a target tells its successor, with its payload.
+pub(in crate::node) fn forward_message(
+    message: &Message,
+    chain: pb::ChainRef,
+    from: TargetId,
+) -> (pb::ForwardRequest, Option<Bytes>) {
+    let common = pb::ForwardRequest {
+        from_target: from.0,
+        ..pb::ForwardRequest::default()
+    };
+    let of = |sent: &Sent, stage: pb::ForwardStage| pb::ForwardRequest {
+        write: Some(pb::WriteRequest {
+            chain: Some(chain),
+            inode: sent.key.inode.0,
+            index: sent.key.index.0,
+            ..pb::WriteRequest::default()
+        }),
+        stage: stage.into(),
+        sequence: sent.sequence,
+        ..common.clone()
+    };
+    match message {
+        Message::Forward(forward) => {
+            let (write, payload) = write_message(&forward.update, chain);
+            let stage = if forward.early {
+                pb::ForwardStage::Early
+            } else {
+                pb::ForwardStage::Durable
+            };
+            let body = pb::ForwardRequest {
+                write: Some(write),
+                version: forward.version.0,
+                replace: forward.replace,
+                resync: forward.resync,
+                committed_chain: forward.committed_chain.0,
+                recent: forward.recent.iter().map(mark_message).collect(),
+                stage: stage.into(),
+                sequence: forward.sequence,
+                ..common
+            };
+            (body, payload)
+        }
+        Message::Confirm(sent) => (of(sent, pb::ForwardStage::Confirm), None),
+        Message::Withdraw(sent) => (of(sent, pb::ForwardStage::Withdraw), None),
+    }
+}
+
+fn mark_message(mark: &Mark) -> pb::WriteMark {
     pb::WriteMark {
         tag: Some(mark.tag.into()),
         version: mark.version.0,
