@@ -39,8 +39,8 @@ deps: ## install the Debian packages that the build needs
 	fi
 	@command -v $(CARGO) >/dev/null || { echo "Rust is missing; see https://rustup.rs" >&2; exit 1; }
 
-build: deps ## build target/release/emberfs, and the library for C
-	@$(BUILD) build --release --locked -p emberfs -p emberfs-c
+build: deps ## build target/release/emberfs
+	@$(BUILD) build --release --locked -p emberfs
 
 run: build ## bring up a cluster, mount it, write and read a file through the mount
 	@.ci/first-light "$(TARGET)/release/emberfs" "$(DIR)" "$(MNT)"
@@ -66,7 +66,8 @@ bench: build ## measure floors, then EmberFS natively and through the mount: mak
 	@export OUT="$${OUT:-$(TARGET)/bench}" $(foreach v,SIZE FILES ROUNDS DURATION STORAGE REPLICAS BENCH_DIR MEMORY_DIR PAGE,$(if $($v),$v="$($v)")); \
 	tools/bench/suite.py "$(TARGET)/release/emberfs"
 
-install: build ## install emberfs and its C library under PREFIX (/usr/local), and mount(8)'s helper in /sbin
+install: build ## build the library for C; install emberfs and its C library under PREFIX (/usr/local), and mount(8)'s helper in /sbin
+	@$(BUILD) build --release --locked -p emberfs-c
 	@install -D -m 755 "$(TARGET)/release/emberfs" "$(DESTDIR)$(PREFIX)/bin/emberfs"
 	@install -D -m 755 -t "$(DESTDIR)$(PREFIX)/lib" "$(TARGET)/release/libemberfs_c.so"
 	@install -D -m 644 -t "$(DESTDIR)$(PREFIX)/lib" "$(TARGET)/release/libemberfs_c.a"

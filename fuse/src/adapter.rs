@@ -84,12 +84,8 @@ impl<B: Backend> Adapter<B> {
     }
 
     fn creds(&self, request: &Request) -> Creds {
-        let (uid, gid) = (request.uid(), request.gid());
-        Creds {
-            uid,
-            gid,
-            groups: self.groups.of(request.pid(), uid, gid),
-        }
+        self.groups
+            .creds(request.pid(), request.uid(), request.gid())
     }
 
     fn entry_reply(&self, reply: ReplyEntry) -> impl FnOnce(Outcome<Attr>) + Send + use<B> {

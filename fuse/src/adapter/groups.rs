@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use emberfs_client::Creds;
 use parking_lot::Mutex;
 
 /// How long what `/proc` said is believed.
@@ -25,9 +26,18 @@ pub(crate) struct Groups {
 }
 
 impl Groups {
+    /// Who asks: a thread with its groups.
+    pub(crate) fn creds(&self, pid: u32, uid: u32, gid: u32) -> Creds {
+        Creds {
+            uid,
+            gid,
+            groups: self.of(pid, uid, gid),
+        }
+    }
+
     /// The groups of a thread; none if it cannot be seen from here. Root needs none. Reads
     /// `/proc`, so it is called on device threads.
-    pub(crate) fn of(&self, pid: u32, uid: u32, gid: u32) -> Vec<u32> {
+    fn of(&self, pid: u32, uid: u32, gid: u32) -> Vec<u32> {
         if uid == 0 || pid == 0 {
             return Vec::new();
         }

@@ -107,11 +107,7 @@ impl<B: Backend> Server<B> {
     }
 
     fn creds(&self, head: &Head) -> Creds {
-        Creds {
-            uid: head.uid,
-            gid: head.gid,
-            groups: self.groups.of(head.pid, head.uid, head.gid),
-        }
+        self.groups.creds(head.pid, head.uid, head.gid)
     }
 
     /// Starts one request. Blocks only while [`Gate`] is full.
