@@ -136,7 +136,8 @@ class System:
         wait_for("the end of all processes", lambda: not any(map(alive, self.pids())), 20)
         for _, path in reversed(mounts):
             if path != self.mnt and path in self.private_paths():
-                subprocess.run(["umount", path], check=False)
+                # Lazily: threads of a process that seems to have ended may still close files.
+                subprocess.run(["umount", "--lazy", path], check=False)
         shutil.rmtree(self.base, ignore_errors=True)
 
     def pids(self):
