@@ -19,10 +19,10 @@ ROCKSDB = ROCKSDB_LIB_DIR="$${ROCKSDB_LIB_DIR:-$$(.ci/rocksdb-archive)}"
 BUILD = export $(ROCKSDB); $(CARGO)
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 
-.PHONY: help deps build run test lint fmt fmt-check sim bench install clean
+.PHONY: help deps build run test lint fmt fmt-check sim bench bench-peers install clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 deps: ## install the Debian packages that the build needs
 	@missing=$$(for p in $(PACKAGES); do \
@@ -65,6 +65,10 @@ sim: deps ## simulate clusters under faults: make sim SEEDS=10000, or SEED=7, FA
 bench: build ## measure floors, then EmberFS natively and through the mount: make bench SIZE=256M ROUNDS=1
 	@export OUT="$${OUT:-$(TARGET)/bench}" $(foreach v,SIZE FILES ROUNDS DURATION STORAGE REPLICAS BENCH_DIR MEMORY_DIR PAGE,$(if $($v),$v="$($v)")); \
 	tools/bench/suite.py "$(TARGET)/release/emberfs"
+
+bench-peers: build ## EmberFS beside GlusterFS, CephFS and MooseFS, as root: make bench-peers ROUNDS=1 SYSTEMS=emberfs,cephfs
+	@export OUT="$${OUT:-$(TARGET)/bench}" $(foreach v,SYSTEMS SIZE FILES ROUNDS DURATION BENCH_DIR PAGE,$(if $($v),$v="$($v)")); \
+	tools/bench/peers.py "$(TARGET)/release/emberfs"
 
 install: build ## build the library for C; install emberfs and its C library under PREFIX (/usr/local), and mount(8)'s helper in /sbin
 	@$(BUILD) build --release --locked -p emberfs-c

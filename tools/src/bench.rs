@@ -8,6 +8,7 @@
 //! Floors are measured in the same run: [`disk`] takes the chunk engine and fio in turn,
 //! [`floor`] moves checksummed bytes over loopback.
 
+mod append;
 mod batch;
 mod checkpoint;
 mod disk;
@@ -15,6 +16,7 @@ mod floor;
 mod incast;
 mod latency;
 mod loader;
+mod meter;
 mod pause;
 mod publish;
 mod randread;
@@ -23,8 +25,6 @@ mod small;
 mod stream;
 mod subject;
 
-use std::time::Instant;
-
 use crate::cli::{BenchArgs, DirArg, Workload};
 use crate::failure::{Context, Exit, Failure, Result, fail};
 use crate::local::LocalCluster;
@@ -32,13 +32,21 @@ use crate::output::say;
 use crate::progress::Progress;
 use crate::rpc::Seat;
 
+use meter::{Meter, Spent};
 use report::BenchReport;
 use subject::{DirSubject, NativeSubject, Subject};
 
 /// `emberfs bench write|read|meta|pause`.
 pub(crate) async fn bench(cluster: Option<String>, args: BenchArgs) -> Result<Exit> {
-    if args.direct && args.path.is_none() {
-        return fail("--direct is about files of a directory: give --path");
+    for (given, option) in [
+        (args.direct, "--direct"),
+        (args.drop_caches.is_some(), "--drop-caches"),
+    ] {
+        if given && args.path.is_none() {
+            return fail(format!(
+                "{option} is about files of a directory: give --path"
+            ));
+        }
     }
     match &args.workload {
         Workload::Disk(_) | Workload::Floor(_) | Workload::Incast(_) | Workload::Report(_) => {
@@ -64,6 +72,7 @@ pub(crate) async fn bench(cluster: Option<String>, args: BenchArgs) -> Result<Ex
         None => Vec::new(),
     };
     let progress = Progress::start("Measuring");
+    let meter = Meter::new(pids).and_those_in(args.pids.clone());
     let (path, workload) = (args.path.clone(), args.workload.clone());
     let work = move || -> Result<BenchReport> {
         let subject: Box<dyn Subject> = match (path, seat) {
@@ -71,14 +80,15 @@ pub(crate) async fn bench(cluster: Option<String>, args: BenchArgs) -> Result<Ex
                 // Between two reads only the file itself is forgotten, not all that the machine knows.
                 let root = rustix::process::geteuid().is_root();
                 let often = matches!(workload, Workload::Pause(_) | Workload::Loader(_));
-                Box::new(DirSubject::new(&path, root && !often, args.direct)?)
+                let subject = DirSubject::new(&path, root && !often, args.direct)?;
+                Box::new(subject.dropping_caches_by(args.drop_caches))
             }
             (None, Some(seat)) => Box::new(NativeSubject::connect(&seat.address)?),
             (None, None) => {
                 return Err(Failure::new("nothing to measure: give --cluster or --path"));
             }
         };
-        let report = measure(subject.as_ref(), workload, local.as_ref(), &pids);
+        let report = measure(subject.as_ref(), workload, local.as_ref(), &meter);
         subject.finish();
         report
     };
@@ -139,19 +149,19 @@ fn measure(
     subject: &dyn Subject,
     workload: Workload,
     local: Option<&LocalCluster>,
-    pids: &[i32],
+    meter: &Meter,
 ) -> Result<BenchReport> {
-    let meter = Meter::new(pids.to_vec());
     let mut report = BenchReport::new(subject.describe());
     match workload {
-        Workload::Write(args) => stream::write(subject, &args, &meter, &mut report)?,
-        Workload::Read(args) => stream::read(subject, &args, &meter, &mut report)?,
-        Workload::Batch(args) => batch::run(subject, &args, &meter, &mut report)?,
-        Workload::Meta(args) => small::run(subject, &args, &meter, &mut report)?,
-        Workload::Pause(args) => pause::run(subject, &args, local, &meter, &mut report)?,
-        Workload::Randread(args) => randread::run(subject, &args, &meter, &mut report)?,
-        Workload::Checkpoint(args) => checkpoint::run(subject, &args, &meter, &mut report)?,
-        Workload::Loader(args) => loader::run(subject, &args, &meter, &mut report)?,
+        Workload::Write(args) => stream::write(subject, &args, meter, &mut report)?,
+        Workload::Read(args) => stream::read(subject, &args, meter, &mut report)?,
+        Workload::Append(args) => append::run(subject, &args, meter, &mut report)?,
+        Workload::Batch(args) => batch::run(subject, &args, meter, &mut report)?,
+        Workload::Meta(args) => small::run(subject, &args, meter, &mut report)?,
+        Workload::Pause(args) => pause::run(subject, &args, local, meter, &mut report)?,
+        Workload::Randread(args) => randread::run(subject, &args, meter, &mut report)?,
+        Workload::Checkpoint(args) => checkpoint::run(subject, &args, meter, &mut report)?,
+        Workload::Loader(args) => loader::run(subject, &args, meter, &mut report)?,
         Workload::Disk(_) | Workload::Floor(_) | Workload::Incast(_) | Workload::Report(_) => {
             return fail("this workload needs no cluster and no directory");
         }
@@ -167,100 +177,13 @@ async fn pids(cluster: &LocalCluster) -> Result<Vec<i32>> {
     Ok(pids)
 }
 
-/// Wall and CPU time of a phase.
-struct Meter {
-    pids: Vec<i32>,
-    ticks_per_second: f64,
-}
-
-/// When a phase began.
-struct Start {
-    cpu_seconds: f64,
-    at: Instant,
-}
-
-/// What a phase took.
-#[derive(Clone, Copy, Debug, Default)]
-struct Spent {
-    seconds: f64,
-    cpu_seconds: f64,
-}
-
-impl std::ops::AddAssign for Spent {
-    fn add_assign(&mut self, other: Self) {
-        self.seconds += other.seconds;
-        self.cpu_seconds += other.cpu_seconds;
-    }
-}
-
-impl Meter {
-    fn new(mut pids: Vec<i32>) -> Self {
-        pids.push(std::process::id() as i32);
-        Self {
-            pids,
-            ticks_per_second: rustix::param::clock_ticks_per_second() as f64,
-        }
-    }
-
-    fn time<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<(T, Spent)> {
-        let start = self.start();
-        let value = work()?;
-        Ok((value, self.stop(&start)))
-    }
-
-    fn start(&self) -> Start {
-        Start {
-            cpu_seconds: self.cpu_seconds(),
-            at: Instant::now(),
-        }
-    }
-
-    fn stop(&self, start: &Start) -> Spent {
-        Spent {
-            seconds: start.at.elapsed().as_secs_f64(),
-            cpu_seconds: self.cpu_seconds() - start.cpu_seconds,
-        }
-    }
-
-    fn cpu_seconds(&self) -> f64 {
-        let ticks: u64 = self.pids.iter().filter_map(|pid| ticks(*pid)).sum();
-        ticks as f64 / self.ticks_per_second
-    }
-}
-
-/// User and system time of a process, in clock ticks: fields 14 and 15 of its stat file.
-fn ticks(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the program's name, in parentheses, with whatever characters it likes.
-    let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_whitespace().skip(11);
-    let user: u64 = fields.next()?.parse().ok()?;
-    let system: u64 = fields.next()?.parse().ok()?;
-    Some(user + system)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cli::{
-        BatchArgs, CheckpointArgs, LoaderArgs, PauseArgs, RandreadArgs, Shape, SmallArgs,
-        StreamArgs,
+        AppendArgs, BatchArgs, CheckpointArgs, LoaderArgs, PauseArgs, RandreadArgs, ReadArgs,
+        Shape, SmallArgs, StreamArgs,
     };
-
-    #[test]
-    fn cpu_time_of_this_process_grows_with_work() {
-        let meter = Meter::new(Vec::new());
-        let ((), spent) = meter
-            .time(|| {
-                let start = Instant::now();
-                while start.elapsed().as_millis() < 100 {
-                    std::hint::spin_loop();
-                }
-                Ok(())
-            })
-            .expect("no failure");
-        assert!(spent.seconds >= 0.1 && spent.cpu_seconds > 0.0, "{spent:?}");
-    }
 
     #[test]
     fn every_workload_runs_on_a_directory_and_leaves_nothing_behind() {
@@ -269,6 +192,10 @@ mod tests {
             size: 3 << 19,
             block: 1 << 20,
             jobs: 2,
+        };
+        let append = AppendArgs {
+            block: 5000,
+            seconds: 1,
         };
         let small = SmallArgs {
             files: 10,
@@ -314,7 +241,8 @@ mod tests {
         };
         for (workload, phases) in [
             (Workload::Write(stream), &["write"][..]),
-            (Workload::Read(stream), &["read"]),
+            (Workload::Read(ReadArgs { stream, readers: 3 }), &["read"]),
+            (Workload::Append(append), &["append"]),
             (Workload::Meta(small), &["create", "stat", "read", "unlink"]),
             (Workload::Pause(pause), &["read", "write"]),
             (Workload::Batch(batch), &["create", "fetch"]),
@@ -323,7 +251,8 @@ mod tests {
             (Workload::Loader(loader), &["load"]),
         ] {
             let subject = DirSubject::new(temp.path(), false, false).expect("a directory");
-            let report = measure(&subject, workload, None, &[]).expect("measured");
+            let report =
+                measure(&subject, workload, None, &Meter::new(Vec::new())).expect("measured");
             subject.finish();
             let json = serde_json::to_value(&report).expect("JSON");
             let names: Vec<_> = json["phases"]

@@ -290,7 +290,7 @@ impl Driver {
         let next = Arc::new(AtomicU64::new(0));
         let until = Instant::now() + Duration::from_secs(args.seconds);
         let meter = Meter::new(Vec::new());
-        let start = meter.start();
+        let start = meter.start()?;
         let workers = (0..case.depth(args)).map(|worker| {
             let (driver, bytes, next) = (self.handle(), Arc::clone(&bytes), Arc::clone(&next));
             let work = async move {

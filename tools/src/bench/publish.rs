@@ -1,8 +1,8 @@
-//! `emberfs bench report`: the tables and plots of a page from the JSON files that `tools/bench/suite.py` wrote.
+//! `emberfs bench report`: the tables and plots of a page from the JSON files that `tools/bench/suite.py` or `peers.py` wrote.
 //!
 //! Files hold single measurements; every table cell and every point of a plot is the median of those that belong
 //! to it, over all files of the directory. The page is made between two marker lines, so that what people
-//! wrote around them stays.
+//! wrote around them stays; a page may have several pairs of markers, with names.
 
 mod plot;
 
@@ -20,8 +20,11 @@ use crate::output::say;
 use super::disk::median;
 use plot::{Plot, Series};
 
-const BEGIN: &str = "<!-- emberfs bench report: begin -->";
-const END: &str = "<!-- emberfs bench report: end -->";
+/// A marker line: of the pair with this name, or of that without one.
+fn marker(block: Option<&str>, end: &str) -> String {
+    let name = block.map_or_else(String::new, |name| format!(" {name}"));
+    format!("<!-- emberfs bench report{name}: {end} -->")
+}
 
 /// One file.
 #[derive(Debug, Default, Deserialize)]
@@ -115,7 +118,7 @@ pub(super) fn run(args: &PublishArgs) -> Result<Exit> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
         Err(error) => return fail(format!("cannot read {}: {error}", args.page.display())),
     };
-    fs::write(&args.page, splice(&before, &text))
+    fs::write(&args.page, splice(&before, &text, args.block.as_deref()))
         .context(format!("cannot write {}", args.page.display()))?;
     say(format!("{} is up to date", args.page.display()))?;
     Ok(Exit::Success)
@@ -142,7 +145,7 @@ fn read(runs: &Path) -> Result<Page> {
     }
     if page.tables.0.is_empty() && page.plots.0.is_empty() {
         return fail(format!(
-            "no measurements in {}: run tools/bench/suite.py first",
+            "no measurements in {}: run `make bench` first",
             runs.display()
         ));
     }
@@ -240,10 +243,11 @@ impl Page {
 }
 
 /// `text` between the markers; at the end if there are none.
-fn splice(page: &str, text: &str) -> String {
-    let made = format!("{BEGIN}\n{}\n{END}", text.trim_end());
-    let found = page.find(BEGIN).and_then(|begin| {
-        let end = begin + page[begin..].find(END)? + END.len();
+fn splice(page: &str, text: &str, block: Option<&str>) -> String {
+    let (first, last) = (marker(block, "begin"), marker(block, "end"));
+    let made = format!("{first}\n{}\n{last}", text.trim_end());
+    let found = page.find(&first).and_then(|begin| {
+        let end = begin + page[begin..].find(&last)? + last.len();
         Some(begin..end)
     });
     match found {
@@ -292,6 +296,7 @@ mod tests {
         let args = PublishArgs {
             runs,
             page: page.clone(),
+            block: None,
         };
         run(&args).expect("published");
         let once = fs::read_to_string(&page).expect("there");
@@ -314,6 +319,19 @@ mod tests {
             twice,
             format!("{once}\nBelow\n"),
             "the same again, in its place"
+        );
+    }
+
+    #[test]
+    fn blocks_with_names_keep_to_themselves() {
+        let page = splice("# Mine\n", "one", None);
+        let page = splice(&page, "two", Some("peers"));
+        let page = format!("{page}\nBelow\n");
+        let again = splice(&splice(&page, "1", None), "2", Some("peers"));
+        assert_eq!(again, page.replace("one", "1").replace("two", "2"));
+        assert_eq!(
+            again.matches("emberfs bench report peers: begin").count(),
+            1
         );
     }
 

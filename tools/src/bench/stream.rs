@@ -3,7 +3,7 @@
 use emberfs_proto::buf::AlignedBuf;
 use rand::{RngExt, SeedableRng};
 
-use crate::cli::StreamArgs;
+use crate::cli::{ReadArgs, StreamArgs};
 use crate::failure::{Failure, Result, fail};
 
 use super::Meter;
@@ -27,33 +27,41 @@ pub(super) fn write(
 /// Writes the files first, unmeasured, and reads them with dropped caches.
 pub(super) fn read(
     subject: &dyn Subject,
-    args: &StreamArgs,
+    args: &ReadArgs,
     meter: &Meter,
     report: &mut BenchReport,
 ) -> Result<()> {
-    let data = random(args.block as usize);
-    fill(subject, args, &data)?;
-    let names: Vec<_> = (0..args.jobs).map(name).collect();
+    let ReadArgs { stream, readers } = *args;
+    let data = random(stream.block as usize);
+    fill(subject, &stream, &data)?;
+    let names: Vec<_> = (0..stream.jobs).map(name).collect();
     subject.drop_caches(&names)?;
     let scan = |job: u32| -> Result<()> {
-        let mut file = subject.open(&name(job))?;
-        let mut buf = AlignedBuf::zeroed(args.block as usize);
-        for offset in (0..args.size).step_by(args.block as usize) {
-            let wanted = args.block.min(args.size - offset) as usize;
+        let name = name(job / readers);
+        let mut file = subject.open(&name)?;
+        let mut buf = AlignedBuf::zeroed(stream.block as usize);
+        for offset in part(&stream, job % readers, readers) {
+            let wanted = stream.block.min(stream.size - offset) as usize;
             let got = file.read_at(offset, &mut buf[..wanted])?;
             if got != wanted || buf[..got] != data[..got] {
                 return fail(format!(
-                    "wrong data: {} at byte {offset}: do not trust this storage",
-                    name(job)
+                    "wrong data: {name} at byte {offset}: do not trust this storage"
                 ));
             }
         }
         file.close()
     };
-    let ((), spent) = meter.time(|| in_parallel(args.jobs, scan))?;
-    let total = args.size * u64::from(args.jobs);
-    report.add("read", spent, total, total.div_ceil(args.block), None);
-    remove(subject, args)
+    let ((), spent) = meter.time(|| in_parallel(stream.jobs * readers, scan))?;
+    let total = stream.size * u64::from(stream.jobs);
+    report.add("read", spent, total, total.div_ceil(stream.block), None);
+    remove(subject, &stream)
+}
+
+/// Where the blocks begin that the given one of a file's readers reads.
+fn part(stream: &StreamArgs, reader: u32, readers: u32) -> impl Iterator<Item = u64> + use<> {
+    let (block, blocks) = (stream.block, stream.size.div_ceil(stream.block));
+    let first = |reader: u32| blocks * u64::from(reader) / u64::from(readers);
+    (first(reader)..first(reader + 1)).map(move |index| index * block)
 }
 
 fn fill(subject: &dyn Subject, args: &StreamArgs, data: &[u8]) -> Result<()> {
@@ -96,4 +104,22 @@ pub(super) fn in_parallel(jobs: u32, work: impl Fn(u32) -> Result<()> + Sync) ->
                 .unwrap_or_else(|_| Err(Failure::new("a worker thread panicked")))
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readers_of_a_file_read_each_block_once() {
+        for (size, block, readers) in [(10, 3, 1), (10, 3, 3), (10, 3, 9), (0, 3, 2), (12, 3, 4)] {
+            let jobs = 1;
+            let stream = StreamArgs { size, block, jobs };
+            let offsets: Vec<_> = (0..readers)
+                .flat_map(|reader| part(&stream, reader, readers))
+                .collect();
+            let all: Vec<_> = (0..size).step_by(block as usize).collect();
+            assert_eq!(offsets, all, "{readers} readers of {size} bytes");
+        }
+    }
 }

@@ -3,13 +3,14 @@
 use std::fs;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use emberfs_client::blocking::{Client, File};
 use emberfs_client::{ClientConfig, CreateFlags, Creds, OpenFlags, RenameFlags};
 use emberfs_proto::buf::AlignedBuf;
 use emberfs_proto::ids::InodeId;
 
-use crate::failure::{Context, Failure, Result};
+use crate::failure::{Context, Failure, Result, fail};
 
 /// A place with files, addressed by plain names.
 pub(super) trait Subject: Send + Sync {
@@ -70,6 +71,8 @@ pub(super) struct DirSubject {
     whole_machine: bool,
     /// Files are opened with O_DIRECT: buffers, offsets and lengths must be aligned.
     direct: bool,
+    /// What else makes the next read come from disks.
+    dropper: Option<String>,
     work: PathBuf,
 }
 
@@ -80,8 +83,15 @@ impl DirSubject {
         Ok(Self {
             whole_machine,
             direct,
+            dropper: None,
             work,
         })
+    }
+
+    /// The command that makes a file system's own client forget: the kernel's caches are not all there are.
+    pub(super) fn dropping_caches_by(mut self, command: Option<String>) -> Self {
+        self.dropper = command;
+        self
     }
 
     fn flags(&self) -> i32 {
@@ -150,7 +160,18 @@ impl Subject for DirSubject {
             let file = fs::File::open(&path).context(what())?;
             rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).context(what())?;
         }
+        // Before the machine's caches, because it may read and write files itself.
+        if let Some(command) = &self.dropper {
+            // Standard output is the report's.
+            let mut shell = Command::new("sh");
+            let status = shell.args(["-c", command]).stdout(Stdio::null()).status();
+            if !status.context(format!("cannot run {command}"))?.success() {
+                return fail(format!("cannot drop caches: {command} failed"));
+            }
+        }
         if self.whole_machine {
+            // Pages that are not on disk yet, such as those of a server that acknowledges early, would stay.
+            rustix::fs::sync();
             let _ = fs::write("/proc/sys/vm/drop_caches", "3");
         }
         Ok(())
@@ -319,5 +340,27 @@ impl Handle for File {
 
     fn close(self: Box<Self>) -> Result<()> {
         Ok(Self::close(*self)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_drops_caches_too_and_its_failure_ends_the_measurement() {
+        let temp = tempfile::tempdir().expect("temporary directory");
+        let ran = temp.path().join("ran");
+        let after = |command: String| {
+            let subject = DirSubject::new(temp.path(), false, false).expect("a directory");
+            let subject = subject.dropping_caches_by(Some(command));
+            let dropped = subject.drop_caches(&[]);
+            subject.finish();
+            dropped
+        };
+        after(format!("touch '{}'", ran.display())).expect("dropped");
+        assert!(ran.exists());
+        let error = after("exit 3".to_owned()).expect_err("reads would be warm");
+        assert!(error.to_string().contains("exit 3"), "{error}");
     }
 }

@@ -19,6 +19,12 @@ pub(crate) struct BenchArgs {
     /// Open the files under --path with O_DIRECT; sizes must be multiples of 4 KiB
     #[arg(long, global = true)]
     pub(crate) direct: bool,
+    /// Run this command as well (sh -c) where caches are dropped: what makes the client of --path forget
+    #[arg(long, value_name = "COMMAND", global = true)]
+    pub(crate) drop_caches: Option<String>,
+    /// Count the CPU time of more processes: a file with their ids, read when a measurement begins
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(crate) pids: Option<PathBuf>,
     /// Print JSON
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -32,7 +38,9 @@ pub(crate) enum Workload {
     /// Sequential writes and fsync
     Write(StreamArgs),
     /// Sequential reads, caches dropped
-    Read(StreamArgs),
+    Read(ReadArgs),
+    /// Appends to one file, each followed by fsync
+    Append(AppendArgs),
     /// Create, stat, open-read-close and unlink of small files
     Meta(SmallArgs),
     /// Whole small files in shuffled batches
@@ -66,6 +74,25 @@ pub(crate) struct StreamArgs {
     /// Files at the same time
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(crate) jobs: u32,
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct ReadArgs {
+    #[command(flatten)]
+    pub(crate) stream: StreamArgs,
+    /// Readers of each file, each of its own part
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) readers: u32,
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct AppendArgs {
+    /// Bytes per append
+    #[arg(long, default_value = "4K", value_parser = parse_bytes)]
+    pub(crate) block: u64,
+    /// How long
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) seconds: u64,
 }
 
 #[derive(Args, Clone, Copy, Debug)]
@@ -286,4 +313,16 @@ pub(crate) struct PublishArgs {
     /// Markdown file: what stands between the markers in it is replaced, plots go into the directory of its name
     #[arg(long, value_name = "FILE")]
     pub(crate) page: PathBuf,
+    /// Name of the markers, for a page with several pairs of them
+    #[arg(long, value_name = "NAME", value_parser = parse_block)]
+    pub(crate) block: Option<String>,
+}
+
+/// The name stands in an HTML comment.
+fn parse_block(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if !text.is_empty() && text.chars().all(plain) {
+        return Ok(text.to_owned());
+    }
+    Err("write letters and digits".to_owned())
 }
