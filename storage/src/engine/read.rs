@@ -44,8 +44,7 @@ impl Core {
     ) -> Result<ReadData> {
         let touch = self.touch(target, chunk).await?;
         for _ in 0..ATTEMPTS {
-            self.record(&touch).await?;
-            let picked = self.pick(&touch, which)?;
+            let picked = self.pick(&touch, which).await?;
             let result = self
                 .read_picked(&touch, &picked, bytes.clone(), verify)
                 .await;
@@ -59,21 +58,36 @@ impl Core {
     }
 
     /// Chooses the version and pins its block, in one step.
-    pub(super) fn pick(&self, touch: &Touch, which: ReadVersion) -> Result<Picked> {
-        let slot = touch.entry.slot.lock();
-        let none = || {
-            let what = format!("disk {}: {touch} does not exist", self.health.disk());
-            Error::new(ErrorCode::ChunkNotFound, what)
-        };
-        let Slot::Known(Some(record)) = &*slot else {
-            return Err(none());
-        };
+    pub(super) async fn pick(&self, touch: &Touch, which: ReadVersion) -> Result<Picked> {
+        if let Slot::Known(record) = &*touch.entry.slot.lock() {
+            return self.pick_from(touch, record.as_deref(), which);
+        }
+        self.record(touch).await?;
+        match &*touch.entry.slot.lock() {
+            Slot::Known(record) => self.pick_from(touch, record.as_deref(), which),
+            Slot::Unknown => Err(self.no_chunk(touch)),
+        }
+    }
+
+    fn no_chunk(&self, touch: &Touch) -> Error {
+        let what = format!("disk {}: {touch} does not exist", self.health.disk());
+        Error::new(ErrorCode::ChunkNotFound, what)
+    }
+
+    fn pick_from(
+        &self,
+        touch: &Touch,
+        record: Option<&Record>,
+        which: ReadVersion,
+    ) -> Result<Picked> {
+        let none = || self.no_chunk(touch);
+        let record = record.ok_or_else(none)?;
         let (content, pending) = match (which, &record.pending) {
             (ReadVersion::Committed, _) | (ReadVersion::Pending, None) => {
-                (&record.committed, false)
+                (record.committed.as_ref(), false)
             }
-            (ReadVersion::Pending, Some(Pending::Write(content))) => (&Some(content.clone()), true),
-            (ReadVersion::Pending, Some(Pending::Remove(_))) => (&None, true),
+            (ReadVersion::Pending, Some(Pending::Write(content))) => (Some(content), true),
+            (ReadVersion::Pending, Some(Pending::Remove(_))) => (None, true),
             (ReadVersion::Exactly(version), pending) => {
                 return match pending {
                     Some(Pending::Write(c)) if c.stamp.version == version => {
@@ -88,7 +102,6 @@ impl Core {
             }
         };
         content
-            .as_ref()
             .map(|c| self.pin(record, c, pending))
             .ok_or_else(none)
     }

@@ -40,8 +40,7 @@ impl Core {
         which: ReadVersion,
     ) -> Result<Damage> {
         let touch = self.touch(target, chunk).await?;
-        self.record(&touch).await?;
-        let picked = self.pick(&touch, which)?;
+        let picked = self.pick(&touch, which).await?;
         let (content, page) = (&picked.content, picked.page);
         let mut damage = Damage {
             version: content.stamp.version,

@@ -1,13 +1,20 @@
 //! The disk thread: one io_uring per disk, owned by one thread, does every data read and write.
 //!
-//! Tasks queue jobs in a bounded lane and wait for a oneshot; the thread sleeps in the kernel
+//! Tasks queue jobs in a bounded lane and wait for a oneshot. While it has work the thread hands over all that was
+//! queued in one call and does not sleep, so nobody has to wake it; else it sleeps in the kernel
 //! until a completion or a wake-up (a byte in a pipe, written only when the thread says that it
 //! sleeps) arrives. A flush of a block file is shared: all who ask while one runs wait for the
 //! next one, so that each flush starts after every write it stands for.
 //!
+//! Rejected, µs of processor time per 4 KiB read on two busy cores: before it sleeps, yielding (9.0 against 8.3) or
+//! spinning for some µs (9.3 against 7.9); in a model of the two threads, waiting for several completions at once with a
+//! time limit (10 against 7.3). Neighbouring reads need no merging here: the kernel merges what it gets in one call.
+//!
 //! **Memory safety.** A job owns its buffer and the pin of its block, and stays in `slots` until the
 //! kernel has answered; the slots are leaked rather than freed should the thread ever unwind.
 
+mod flight;
+mod queues;
 mod thread;
 
 use std::fs::File;
@@ -65,18 +72,35 @@ pub(super) struct Ring {
     waker: Arc<Waker>,
 }
 
+/// Wakes the thread when it sleeps, and costs next to nothing when it does not.
+///
+/// No wake-up is lost. A sender queues its job, then swaps `sleeping`; the thread swaps `sleeping`, then looks
+/// for jobs. `sleeping` is changed by swaps alone, so they are in one order, and each sees what was done before
+/// the earlier ones. If the sender's swap comes before the thread's, the thread finds the job. If it comes after,
+/// it finds the flag set, or one that came between has cleared it: another sender's, which writes to the pipe, or the
+/// thread's own on waking, after which it looks again.
 struct Waker {
-    /// Set by the thread before it sleeps, cleared by whoever wakes it.
     sleeping: AtomicBool,
     pipe: PipeWriter,
 }
 
 impl Waker {
+    /// For a sender, after it has queued.
     fn wake(&self) {
-        if self.sleeping.swap(false, Ordering::SeqCst) {
+        if self.sleeping.swap(false, Ordering::AcqRel) {
             // A full pipe wakes as well; a closed one has no reader to wake.
             let _ = (&self.pipe).write(&[1]);
         }
+    }
+
+    /// For the thread, before it looks for jobs a last time.
+    fn fall_asleep(&self) {
+        self.sleeping.swap(true, Ordering::AcqRel);
+    }
+
+    /// For the thread, when it does not sleep any more.
+    fn stay_awake(&self) {
+        self.sleeping.swap(false, Ordering::AcqRel);
     }
 }
 

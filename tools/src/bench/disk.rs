@@ -1,6 +1,9 @@
 //! The chunk engine alone, next to fio (io_uring, O_DIRECT) with the same sizes and depths on the same file
 //! system, in turn: fio is the floor that the file system gives a program that does nothing else.
 //!
+//! The engine is asked by tasks on worker threads, as many as a server would have (`--workers`), each task with one
+//! request in flight; fio has one thread.
+//!
 //! Each round begins with an empty engine and an empty file, so that neither writes into space that the
 //! other side had to allocate. An engine's write is durable when it returns, fio flushes once at its end.
 
@@ -21,6 +24,7 @@ use emberfs_storage::engine::{
 };
 use futures::future::try_join_all;
 use serde::Serialize;
+use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::cli::{EngineArgs, WriteDurability};
 use crate::failure::{Context, Failure, Result, fail};
@@ -196,6 +200,29 @@ impl Drop for Scratch {
     }
 }
 
+/// A server's worker threads; ended behind the caller's back, when their tasks have ended.
+struct Workers(Option<Runtime>);
+
+impl Workers {
+    fn start(count: u16) -> Result<(Self, Handle)> {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(usize::from(count))
+            .enable_all()
+            .build()
+            .context("cannot start worker threads")?;
+        let handle = runtime.handle().clone();
+        Ok((Self(Some(runtime)), handle))
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
 /// Measures in a directory of its own below `parent`.
 pub(super) async fn run(parent: &Path, args: &EngineArgs) -> Result<DiskReport> {
     if !args.no_fio {
@@ -203,12 +230,13 @@ pub(super) async fn run(parent: &Path, args: &EngineArgs) -> Result<DiskReport> 
     }
     let size = args.size.next_multiple_of(u64::from(CHUNK));
     let scratch = Scratch::new(parent)?;
+    let (_workers, workers) = Workers::start(args.workers)?;
     let mut engine: [Vec<Sample>; 4] = Default::default();
     let mut floor: [Vec<Sample>; 4] = Default::default();
     for round in 0..args.rounds {
         let path = scratch.0.join(format!("disk-{round}"));
         let file = scratch.0.join(format!("fio-{round}"));
-        let driver = Driver::open(&path, size, args).await?;
+        let driver = Driver::open(&path, size, args, workers.clone()).await?;
         for (at, case) in CASES.into_iter().enumerate() {
             // The side that goes first changes, so that neither has the better half of a drift.
             let engine_first = round % 2 == 0;
@@ -254,6 +282,7 @@ pub(super) async fn run(parent: &Path, args: &EngineArgs) -> Result<DiskReport> 
 /// An open engine and what goes into it.
 struct Driver {
     engine: Engine,
+    workers: Handle,
     size: u64,
     /// A block and its checksums; every block of the disk is the same.
     data: Bytes,
@@ -261,7 +290,7 @@ struct Driver {
 }
 
 impl Driver {
-    async fn open(path: &Path, size: u64, args: &EngineArgs) -> Result<Self> {
+    async fn open(path: &Path, size: u64, args: &EngineArgs, workers: Handle) -> Result<Self> {
         std::fs::create_dir(path).context(format!("cannot create {}", path.display()))?;
         let config = EngineConfig {
             durability: match args.durability {
@@ -279,6 +308,7 @@ impl Driver {
         let checksums = fragment_checksums(0, &data, PAGE).into();
         Ok(Self {
             engine,
+            workers,
             size,
             data: data.freeze(),
             checksums,
@@ -306,7 +336,7 @@ impl Driver {
                 Ok::<_, Failure>(())
             };
             async move {
-                let joined = tokio::spawn(work).await;
+                let joined = self.workers.spawn(work).await;
                 joined.context("a worker broke off")?
             }
         });
@@ -325,6 +355,7 @@ impl Driver {
     fn handle(&self) -> Self {
         Self {
             engine: self.engine.clone(),
+            workers: self.workers.clone(),
             size: self.size,
             data: self.data.clone(),
             checksums: Arc::clone(&self.checksums),
@@ -448,6 +479,7 @@ mod tests {
             seconds: 1,
             stream_depth: 2,
             depth: 4,
+            workers: 1,
             durability: WriteDurability::Process,
             no_fio: true,
         };

@@ -169,6 +169,9 @@ pub(crate) struct EngineArgs {
     /// Random reads in flight
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=128))]
     pub(crate) depth: u32,
+    /// Worker threads that ask the engine: of a server whose disks and neighbours share the cores, one
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=128))]
+    pub(crate) workers: u16,
     /// What a write survives
     #[arg(long, value_enum, default_value_t = WriteDurability::Power)]
     pub(crate) durability: WriteDurability,

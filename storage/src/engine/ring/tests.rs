@@ -1,6 +1,8 @@
 use super::*;
 use crate::engine::alloc::Allocator;
+use crate::engine::lane::Received;
 use emberfs_proto::ErrorCode;
+use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 fn started(depth: u32) -> (Ring, std::thread::JoinHandle<()>) {
@@ -76,4 +78,142 @@ async fn the_thread_wakes_for_each_of_many_lone_requests() {
     }
     ring.close();
     thread.join().unwrap();
+}
+
+/// A file whose sector `n` is full of the byte `n`.
+fn numbered(sectors: u8) -> Arc<File> {
+    let file = tempfile::tempfile().unwrap();
+    for n in 0..sectors {
+        file.write_all_at(&[n; 4096], u64::from(n) * 4096).unwrap();
+    }
+    Arc::new(file)
+}
+
+/// Requests one at a time from several threads: a wake-up that is lost stops its sender for good, since
+/// nothing else would wake the thread.
+#[test]
+fn no_wake_up_is_lost_when_senders_race_with_a_thread_that_falls_asleep() {
+    const SENDERS: u64 = 3;
+    let (ring, thread) = started(4);
+    let (file, pin) = (numbered(8), pin());
+    let (done, finished) = std::sync::mpsc::channel();
+    for sender in 0..SENDERS {
+        let (ring, file, pin, done) = (ring.clone(), file.clone(), pin.clone(), done.clone());
+        std::thread::spawn(move || {
+            let mut pause = sender + 1;
+            for n in 0..3000u64 {
+                let at = n % 8;
+                let read = ring.read(&file, at * 4096, AlignedBuf::new(4096), &pin);
+                let buf = futures::executor::block_on(read).unwrap().unwrap();
+                assert!(buf.iter().all(|&b| u64::from(b) == at));
+                // As long as the thread needs to fall asleep, give or take: any of its steps may be met.
+                pause = (pause * 31 + 7) % 257;
+                (0..pause * 4).for_each(|_| std::hint::spin_loop());
+            }
+            done.send(()).unwrap();
+        });
+    }
+    for _ in 0..SENDERS {
+        finished
+            .recv_timeout(Duration::from_mins(1))
+            .expect("a sender was never answered");
+    }
+    ring.close();
+    thread.join().unwrap();
+}
+
+#[tokio::test]
+async fn of_many_reads_at_once_only_the_bad_ones_fail() {
+    let (ring, thread) = started(64);
+    let (file, pin) = (numbered(32), pin());
+    let reads = (0..48u8).map(|n| {
+        let (ring, file, pin) = (&ring, &file, &pin);
+        let at = u64::from(n) * 4096;
+        async move { ring.read(file, at, AlignedBuf::new(4096), pin).await }
+    });
+    let answers = futures::future::join_all(reads).await;
+    for (n, answer) in (0u8..).zip(answers) {
+        match answer.unwrap() {
+            Ok(buf) => assert!(n < 32 && buf.iter().all(|&b| b == n), "{n}"),
+            Err(error) => {
+                assert!(n >= 32, "{n}: {error}");
+                assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+            }
+        }
+    }
+    ring.close();
+    thread.join().unwrap();
+}
+
+#[tokio::test]
+async fn the_rest_of_a_short_read_is_asked_for_until_the_file_ends() {
+    let (ring, thread) = started(4);
+    let (file, pin) = (numbered(2), pin());
+    file.set_len(6000).unwrap();
+    let short = ring
+        .read(&file, 0, AlignedBuf::new(8192), &pin)
+        .await
+        .unwrap();
+    assert_eq!(short.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    let whole = ring.read(&file, 0, AlignedBuf::new(6000), &pin).await;
+    assert_eq!(whole.unwrap().unwrap()[5999], 1);
+    ring.close();
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_completion_of_a_part_leaves_the_rest_to_do() {
+    let (lane, jobs) = lane("test", 1);
+    let read = IoJob::Read {
+        file: numbered(1),
+        at: 0,
+        buf: AlignedBuf::new(8192),
+        pin: pin(),
+        reply: oneshot::channel().0,
+    };
+    futures::executor::block_on(lane.send(read)).unwrap();
+    let Received::Job(job) = jobs.try_recv() else {
+        panic!("it was sent");
+    };
+    let mut flight = flight::Flight::new(job);
+    for (result, done) in [(4096, 4096), (-libc::EAGAIN, 4096), (-libc::EINTR, 4096)] {
+        assert!(flight.progress(result).is_none(), "{result}");
+        assert_eq!(flight.done, done);
+    }
+    assert!(matches!(flight.progress(4096), Some(Ok(()))));
+    assert!(matches!(flight.progress(-libc::EIO), Some(Err(_))));
+}
+
+#[test]
+fn jobs_that_queue_at_the_shutdown_are_answered_one_way_or_the_other() {
+    for round in 0..50u64 {
+        let (ring, thread) = started(2);
+        let (file, pin) = (numbered(8), pin());
+        let senders: Vec<_> = (0..8u8)
+            .map(|n| {
+                let (ring, file, pin) = (ring.clone(), file.clone(), pin.clone());
+                std::thread::spawn(move || {
+                    let at = u64::from(n) * 4096;
+                    let mut answered = 0;
+                    // The close ends it.
+                    loop {
+                        let read = ring.read(&file, at, AlignedBuf::new(4096), &pin);
+                        match futures::executor::block_on(read) {
+                            Ok(read) => assert!(read.unwrap().iter().all(|&b| b == n)),
+                            Err(error) => {
+                                assert_eq!(error.code, ErrorCode::Unavailable);
+                                return answered;
+                            }
+                        }
+                        answered += 1;
+                    }
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_micros(100 * round));
+        ring.close();
+        thread.join().unwrap();
+        let answered: u64 = senders.into_iter().map(|s| s.join().unwrap()).sum();
+        assert!(answered > 0 || round < 10, "nothing was in work");
+    }
 }
