@@ -40,13 +40,15 @@ pub(super) fn read(
         let mut buf = AlignedBuf::zeroed(args.block as usize);
         for offset in (0..args.size).step_by(args.block as usize) {
             let wanted = args.block.min(args.size - offset) as usize;
-            let got = file.read_at(offset, &mut buf[..wanted])?;
-            if got != wanted || buf[..got] != data[..got] {
-                return fail(format!(
-                    "wrong data: {} at byte {offset}: do not trust this storage",
-                    name(job)
-                ));
-            }
+            file.read_with(offset, &mut buf[..wanted], &mut |got| {
+                if got != &data[..wanted] {
+                    return fail(format!(
+                        "wrong data: {} at byte {offset}: do not trust this storage",
+                        name(job)
+                    ));
+                }
+                Ok(())
+            })?;
         }
         file.close()
     };
