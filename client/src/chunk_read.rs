@@ -46,8 +46,13 @@ impl ChunkRange {
         }
     }
 
-    fn room(&self) -> BytesMut {
-        BytesMut::with_capacity(self.len as usize)
+    /// For another attempt than the first.
+    fn room(&self, pooled: bool) -> Landing {
+        if pooled {
+            Landing::Aligned
+        } else {
+            Landing::Buffer(BytesMut::with_capacity(self.len as usize))
+        }
     }
 
     /// Asks a replica that sent damaged bytes to verify and repair its copy; no data comes back.
@@ -125,8 +130,26 @@ impl ChunkIo {
     /// Reads a range into the spare capacity of `buf`, which must be empty. Fewer bytes than asked:
     /// the chunk ends there (none: a hole).
     pub(crate) async fn read(&self, want: ChunkRange, buf: BytesMut) -> Result<BytesMut> {
+        Ok(match self.read_to(want, Landing::Buffer(buf)).await? {
+            Landed::Buffer(data) => data,
+            Landed::Aligned(data) => data.into(),
+            Landed::None => BytesMut::new(),
+        })
+    }
+
+    /// As [`Self::read`], into a buffer of the pool.
+    pub(crate) async fn read_pooled(&self, want: ChunkRange) -> Result<Bytes> {
+        Ok(match self.read_to(want, Landing::Aligned).await? {
+            Landed::Buffer(data) => data.freeze(),
+            Landed::Aligned(data) => data,
+            Landed::None => Bytes::new(),
+        })
+    }
+
+    async fn read_to(&self, want: ChunkRange, to: Landing) -> Result<Landed> {
         let _slot = self.reads.acquire().await;
-        let mut first = Some(buf);
+        let pooled = matches!(to, Landing::Aligned);
+        let mut first = Some(to);
         let mut asked = Asked::default();
         let mut repair_asked = false;
         let mut patience = self.patience();
@@ -135,9 +158,9 @@ impl ChunkIo {
             let error = match self.reader(&map, want.chain, &asked.tried) {
                 Ok(Some(replica)) => {
                     // A failed attempt keeps the buffer it was given; the next needs another.
-                    let buf = first.take().unwrap_or_else(|| want.room());
+                    let to = first.take().unwrap_or_else(|| want.room(pooled));
                     let deadline = patience.attempt(READ_ATTEMPT);
-                    let done = self.attempt(&map, &replica, &want, buf, deadline, &mut asked);
+                    let done = self.attempt(&map, &replica, &want, to, deadline, &mut asked);
                     match done.await {
                         Ok(data) => {
                             add(&self.counters.chunk_reads, 1);
@@ -193,14 +216,15 @@ impl ChunkIo {
         map: &ClusterMap,
         first: &Replica,
         want: &ChunkRange,
-        buf: BytesMut,
+        to: Landing,
         deadline: Instant,
         asked: &mut Asked,
-    ) -> Result<BytesMut> {
+    ) -> Result<Landed> {
+        let pooled = matches!(to, Landing::Aligned);
         asked.tried.push(first.target);
         let begun = Instant::now();
         let wait = self.hedge.begin(want.len);
-        let mut answer = pin!(self.read_from(first, want, buf, deadline));
+        let mut answer = pin!(self.read_from(first, want, to, deadline));
         let slow = async {
             match wait {
                 Some(wait) => tokio::time::sleep(wait).await,
@@ -229,7 +253,7 @@ impl ChunkIo {
         asked.tried.push(second.target);
         add(&self.counters.hedges, 1);
         tracing::debug!(chunk = %want.key, slow = %first.addr, also = %second.addr, "hedged read");
-        let mut other = pin!(self.read_from(&second, want, want.room(), deadline));
+        let mut other = pin!(self.read_from(&second, want, want.room(pooled), deadline));
         let (winner, done) = tokio::select! {
             biased;
             done = &mut answer => (first, done),
@@ -274,25 +298,20 @@ impl ChunkIo {
         &self,
         replica: &Replica,
         want: &ChunkRange,
-        buf: BytesMut,
+        to: Landing,
         deadline: Instant,
-    ) -> Result<BytesMut> {
+    ) -> Result<Landed> {
         let body = pb::ReadRequest {
             items: vec![want.item(replica, self.verify)],
         };
         let mut call = Call::new(Opcode::Read, &body, deadline);
-        call.landing = Landing::Buffer(buf);
+        call.landing = to;
         let reply = match self.call_read(replica, call, want.len.into()).await {
-            Err(error) if error.code == ErrorCode::ChunkNotFound => return Ok(BytesMut::new()),
+            Err(error) if error.code == ErrorCode::ChunkNotFound => return Ok(Landed::None),
             reply => reply?,
         };
         let decoded: pb::ReadReply = reply.decode()?;
-        let Landed::Buffer(data) = reply.payload else {
-            return Err(Error::new(
-                ErrorCode::Protocol,
-                "a read reply landed elsewhere",
-            ));
-        };
+        let data = reply.payload;
         let [result] = decoded.results.as_slice() else {
             return Err(Error::new(
                 ErrorCode::Protocol,

@@ -12,7 +12,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 use crate::core::Core;
 use crate::inode_state::InodeState;
 use crate::meta_rpc::{attr_of, rpc};
-use crate::read_ahead::{Fetch, Hit, Surroundings};
+use crate::read_ahead::{BLOCK, Fetch, Hit, Surroundings};
 use crate::stats::add;
 use crate::{Attr, Creds, File};
 
@@ -125,11 +125,10 @@ fn prefetch(core: &Arc<Core>, state: &Arc<InodeState>, offset: u64, len: usize) 
         let Some(core) = weak.upgrade() else {
             return Err(Error::new(ErrorCode::Unavailable, "the client is gone"));
         };
-        let buf = BytesMut::with_capacity(len);
         let begun = Instant::now();
-        let data = read_chunks(&core, &state, offset, len, buf).await?;
+        let data = read_block(&core, &state, offset, len).await?;
         state.read_ahead.lock().fetched(begun.elapsed());
-        Ok(data.freeze())
+        Ok(data)
     });
     let joined = task.map(|joined| match joined {
         Ok(result) => result,
@@ -190,6 +189,25 @@ async fn gather(
         },
     );
     join(futures::stream::iter(reads).buffered(SPANS_IN_FLIGHT)).await
+}
+
+/// A block of read-ahead. Those of the common size come in buffers that were used before: the kernel would clear each
+/// page of a fresh one first, which costs as much as receiving it.
+async fn read_block(core: &Core, state: &InodeState, offset: u64, len: usize) -> Result<Bytes> {
+    if len as u64 == BLOCK
+        && let [span] = state.layout.spans(offset, len)?.as_slice()
+    {
+        let range = state.range(&core.io, span).await?;
+        let data = core.io.read_pooled(range).await?;
+        if data.len() == len {
+            return Ok(data);
+        }
+        let mut padded = BytesMut::from(data);
+        padded.resize(len, 0);
+        return Ok(padded.freeze());
+    }
+    let buf = BytesMut::with_capacity(len);
+    Ok(read_chunks(core, state, offset, len, buf).await?.freeze())
 }
 
 /// Fills the empty `buf` with a range from the chains; what no chunk holds is zeros.

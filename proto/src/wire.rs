@@ -23,6 +23,7 @@ mod send;
 pub mod server;
 
 use std::future::Future;
+use std::ops::Deref;
 use std::pin::Pin;
 use std::time::Instant;
 
@@ -58,6 +59,18 @@ pub enum Landed {
     Buffer(BytesMut),
     /// The aligned buffer.
     Aligned(Bytes),
+}
+
+impl Deref for Landed {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::None => &[],
+            Self::Buffer(buf) => buf,
+            Self::Aligned(bytes) => bytes,
+        }
+    }
 }
 
 /// One request.

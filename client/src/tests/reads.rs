@@ -99,6 +99,46 @@ async fn holes_are_zeros_and_the_end_is_short() {
 }
 
 #[tokio::test]
+async fn blocks_read_ahead_show_nothing_of_what_their_memory_held_before() {
+    const LARGE: usize = 1 << 20;
+    let cluster = Cluster::with_chunks(LARGE as u32).await;
+    let client = cluster.client().await;
+    let full = pattern(8 * LARGE, 5);
+    let file = planted(&cluster, &client, &full, LARGE).await;
+    scan(&file, &full).await;
+    let used = client.stats().prefetch_hit_bytes;
+    assert!(used >= 4 * LARGE as u64, "{used} bytes were read ahead");
+
+    // Every third chunk is missing, every third ends early.
+    let mut holes = vec![0; full.len()];
+    let size = holes.len() as u64;
+    let inode = cluster.meta.plant("g", pb::FileKind::File, size, "");
+    for (index, chunk) in holes.chunks_mut(LARGE).enumerate() {
+        let len = [LARGE, 0, 12_345][index % 3];
+        chunk[..len].fill(1);
+        if len > 0 {
+            let bytes = Bytes::copy_from_slice(&chunk[..len]);
+            cluster.storage.plant(inode, index as u32, &bytes);
+        }
+    }
+    let flags = OpenFlags {
+        read: true,
+        ..OpenFlags::default()
+    };
+    let file = client.open(&me(), inode.into(), flags).await.unwrap().1;
+    scan(&file, &holes).await;
+    assert!(client.stats().prefetch_hit_bytes >= used + 4 * LARGE as u64);
+}
+
+/// Reads from start to end and compares.
+async fn scan(file: &File, expected: &[u8]) {
+    for (n, part) in expected.chunks(CHUNK).enumerate() {
+        let got = file.read((n * CHUNK) as u64, CHUNK).await.unwrap();
+        assert!(got == part, "piece {n}");
+    }
+}
+
+#[tokio::test]
 async fn a_damaged_replica_costs_a_second_request_and_never_wrong_bytes() {
     let cluster = Cluster::start().await;
     let client = cluster.client().await;

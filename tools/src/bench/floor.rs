@@ -5,6 +5,12 @@
 //! checksums were made with the pool, as a storage server sends those that it stored. The receiver
 //! puts both into buffers that it uses again and verifies each page. Plain threads and blocking sockets: one
 //! sender and one receiver per connection, no requests, no tasks, no allocation on the way.
+//!
+//! The same bytes can be moved by other means, to compare these: tokio's readiness ([`readiness`]), and the
+//! completions of io_uring ([`ring`]).
+
+mod readiness;
+mod ring;
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -13,7 +19,7 @@ use emberfs_proto::buf::AlignedBuf;
 use emberfs_proto::checksum::{fragment_checksums, verify_fragments};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::cli::FloorArgs;
+use crate::cli::{FloorArgs, FloorTransport};
 use crate::failure::{Context, Failure, Result, fail};
 
 use super::report::BenchReport;
@@ -62,6 +68,7 @@ pub(super) fn run(args: &FloorArgs) -> Result<BenchReport> {
     for _ in 0..args.jobs {
         connections.push(pair().context("cannot connect to myself")?);
     }
+    let (send, receive) = ends(args.transport);
     let meter = Meter::new(Vec::new());
     let work = || {
         std::thread::scope(|scope| {
@@ -86,7 +93,10 @@ pub(super) fn run(args: &FloorArgs) -> Result<BenchReport> {
     };
     let ((sent, received), spent) = meter.time(work)?;
     let bytes = blocks * u64::from(args.jobs) * BLOCK as u64;
-    let mut report = BenchReport::new("loopback, checksums verified, nothing else".to_owned());
+    let mut report = BenchReport::new(format!(
+        "loopback, checksums verified, nothing else; {}",
+        args.transport.describe()
+    ));
     for (name, cpu_seconds) in [("send", sent), ("receive", received)] {
         let seconds = spent.seconds;
         let spent = Spent {
@@ -96,6 +106,19 @@ pub(super) fn run(args: &FloorArgs) -> Result<BenchReport> {
         report.add(name, spent, bytes, bytes / BLOCK as u64, None);
     }
     Ok(report)
+}
+
+type Send = fn(TcpStream, &[Block], u64) -> Result<()>;
+type Receive = fn(TcpStream, u64) -> Result<()>;
+
+/// How a transport sends and receives.
+fn ends(transport: FloorTransport) -> (Send, Receive) {
+    match transport {
+        FloorTransport::Blocking => (send, receive),
+        FloorTransport::Tokio => (readiness::send, readiness::receive),
+        FloorTransport::Uring => (ring::send, ring::receive),
+        FloorTransport::UringZerocopy => (ring::send_zerocopy, ring::receive),
+    }
 }
 
 /// Both ends of a connection: for the sender and for the receiver.
@@ -137,42 +160,89 @@ fn send(mut to: TcpStream, pool: &[Block], blocks: u64) -> Result<()> {
 }
 
 fn receive(mut from: impl Read, blocks: u64) -> Result<()> {
-    let mut buffers: Vec<_> = (0..BUFFERS).map(|_| AlignedBuf::zeroed(BLOCK)).collect();
-    let mut sums = [0; PAGES * 4];
-    let mut checksums = [0; PAGES];
-    for number in 0..blocks {
-        let buffer = &mut buffers[number as usize % BUFFERS];
-        from.read_exact(&mut sums).context("cannot receive")?;
-        from.read_exact(buffer).context("cannot receive")?;
-        for (sum, bytes) in checksums.iter_mut().zip(sums.chunks_exact(4)) {
-            *sum = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        }
-        if let Err(range) = verify_fragments(0, buffer, PAGE, &checksums) {
-            return fail(format!(
-                "wrong data in block {number}, bytes {range:?}: do not trust this machine"
-            ));
-        }
+    let mut sink = Sink::new();
+    for _ in 0..blocks {
+        let (sums, data) = sink.room();
+        from.read_exact(sums).context("cannot receive")?;
+        from.read_exact(data).context("cannot receive")?;
+        sink.check()?;
     }
     Ok(())
 }
 
+/// Where blocks arrive.
+struct Sink {
+    buffers: Vec<AlignedBuf>,
+    sums: [u8; PAGES * 4],
+    number: usize,
+}
+
+impl Sink {
+    fn new() -> Self {
+        Self {
+            buffers: (0..BUFFERS).map(|_| AlignedBuf::zeroed(BLOCK)).collect(),
+            sums: [0; PAGES * 4],
+            number: 0,
+        }
+    }
+
+    /// For the checksums and the bytes of the next block.
+    fn room(&mut self) -> (&mut [u8], &mut [u8]) {
+        let buffer = &mut self.buffers[self.number % BUFFERS];
+        (&mut self.sums, buffer)
+    }
+
+    /// Verifies the block that has filled [`Self::room`].
+    fn check(&mut self) -> Result<()> {
+        let mut checksums = [0; PAGES];
+        for (sum, bytes) in checksums.iter_mut().zip(self.sums.chunks_exact(4)) {
+            *sum = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        }
+        let buffer = &self.buffers[self.number % BUFFERS];
+        if let Err(range) = verify_fragments(0, buffer, PAGE, &checksums) {
+            return fail(format!(
+                "wrong data in block {}, bytes {range:?}: do not trust this machine",
+                self.number
+            ));
+        }
+        self.number += 1;
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use clap::ValueEnum as _;
+
     use super::*;
 
     #[test]
-    fn all_bytes_arrive_over_every_connection() {
-        let args = FloorArgs {
-            size: 7 << 20,
-            jobs: 2,
-            pool: 2 << 20,
-        };
-        let report = serde_json::to_value(run(&args).expect("measured")).expect("JSON");
-        for (at, name) in ["send", "receive"].into_iter().enumerate() {
-            let phase = &report["phases"][at];
-            assert_eq!(phase["phase"], name);
-            assert_eq!(phase["bytes"], 8 << 20, "whole blocks on both connections");
-            assert!(phase["cpu_seconds"].as_f64() > Some(0.0));
+    fn all_bytes_arrive_over_every_connection_by_every_transport() {
+        for &transport in FloorTransport::value_variants() {
+            let args = FloorArgs {
+                size: 7 << 20,
+                jobs: 2,
+                pool: 2 << 20,
+                transport,
+            };
+            let report = serde_json::to_value(run(&args).expect("measured")).expect("JSON");
+            for (at, name) in ["send", "receive"].into_iter().enumerate() {
+                let phase = &report["phases"][at];
+                assert_eq!(phase["phase"], name);
+                assert_eq!(phase["bytes"], 8 << 20, "whole blocks on both connections");
+                assert!(phase["cpu_seconds"].as_f64() > Some(0.0));
+            }
+        }
+    }
+
+    #[test]
+    fn every_transport_sees_the_end_of_the_stream() {
+        for &transport in FloorTransport::value_variants() {
+            let (to, from) = pair().expect("a connection");
+            let (_, receive) = ends(transport);
+            (&to).write_all(&[0; 100]).expect("sent");
+            drop(to);
+            assert!(receive(from, 1).is_err(), "{transport:?}: cut off");
         }
     }
 

@@ -42,12 +42,14 @@ pub(super) fn read(
         let mut buf = AlignedBuf::zeroed(stream.block as usize);
         for offset in part(&stream, job % readers, readers) {
             let wanted = stream.block.min(stream.size - offset) as usize;
-            let got = file.read_at(offset, &mut buf[..wanted])?;
-            if got != wanted || buf[..got] != data[..got] {
-                return fail(format!(
-                    "wrong data: {name} at byte {offset}: do not trust this storage"
-                ));
-            }
+            file.read_with(offset, &mut buf[..wanted], &mut |got| {
+                if got != &data[..wanted] {
+                    return fail(format!(
+                        "wrong data: {name} at byte {offset}: do not trust this storage"
+                    ));
+                }
+                Ok(())
+            })?;
         }
         file.close()
     };

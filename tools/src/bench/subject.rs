@@ -53,6 +53,17 @@ pub(super) trait Handle: Send {
     fn write_at(&mut self, offset: u64, data: &[u8]) -> Result<()>;
     /// Reads until `buf` is full or the file ends.
     fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<usize>;
+    /// As [`Self::read_at`], and hands what was read to `each` where it lies: in `buf`, unless the subject has memory
+    /// of its own that needs no copy.
+    fn read_with(
+        &mut self,
+        offset: u64,
+        buf: &mut [u8],
+        each: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let len = self.read_at(offset, buf)?;
+        each(&buf[..len])
+    }
     /// fsync.
     fn sync(&mut self) -> Result<()>;
     /// close.
@@ -331,6 +342,15 @@ impl Handle for File {
 
     fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<usize> {
         Ok(Self::read_at(self, offset, buf)?)
+    }
+
+    fn read_with(
+        &mut self,
+        offset: u64,
+        buf: &mut [u8],
+        each: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        each(&Self::read(self, offset, buf.len())?)
     }
 
     fn sync(&mut self) -> Result<()> {

@@ -199,6 +199,34 @@ pub(crate) struct FloorArgs {
     /// Memory that is sent from, so that it does not all stay in the caches of the processor
     #[arg(long, default_value = "256M", value_parser = parse_bytes)]
     pub(crate) pool: u64,
+    /// What moves the bytes; the floor itself is the first
+    #[arg(long, value_enum, default_value_t = FloorTransport::Blocking)]
+    pub(crate) transport: FloorTransport,
+}
+
+/// How `bench floor` uses its sockets.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum FloorTransport {
+    /// Threads that wait in send and recv
+    Blocking,
+    /// A tokio runtime of one thread for each end
+    Tokio,
+    /// An io_uring for each end: one system call per block
+    Uring,
+    /// The same, sending registered memory without a copy where the kernel can
+    UringZerocopy,
+}
+
+impl FloorTransport {
+    /// For the report.
+    pub(crate) fn describe(self) -> &'static str {
+        match self {
+            Self::Blocking => "blocking sockets",
+            Self::Tokio => "tokio",
+            Self::Uring => "io_uring",
+            Self::UringZerocopy => "io_uring, zero-copy send",
+        }
+    }
 }
 
 #[derive(Args, Clone, Copy, Debug)]
