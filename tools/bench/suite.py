@@ -41,6 +41,7 @@ SEQUENTIAL = "sequential, 1 MiB; MiB/s"
 CPU = "CPU s per GiB, servers and client"
 ENGINE = "chunk engine alone"
 RANDOM = "random reads of 4 KiB, /s"
+APPEND = "append + fsync, median ms"
 SMALL = "files per second"
 CHECKPOINT = "checkpoint"
 LOADER = "loader, resnet50"
@@ -67,6 +68,18 @@ def need_tools():
         subprocess.run(["apt-get", "install", "-y", *missing], check=True, stdout=subprocess.DEVNULL)
 
 
+def rings_are_on():
+    """Whether this kernel has FUSE over io_uring; root turns it on."""
+    switch = "/sys/module/fuse/parameters/enable_uring"
+    if not os.path.exists(switch):
+        return False
+    if os.geteuid() == 0:
+        with open(switch, "w", encoding="utf-8") as file:
+            file.write("Y")
+    with open(switch, encoding="utf-8") as file:
+        return file.read().strip() == "Y"
+
+
 class Suite:
     def __init__(self, emberfs, base, out):
         self.emberfs = emberfs
@@ -74,6 +87,7 @@ class Suite:
         self.out = out
         self.size = parse_bytes(SIZE)
         self.records = []
+        self.rings = rings_are_on()
 
     def bench(self, where, *workload):
         return json.loads(output(self.emberfs, "bench", *where, "--json", *workload))
@@ -154,6 +168,14 @@ class Suite:
                 self.cell(RANDOM, row, column, phase["operations_per_second"])
                 self.cell(RANDOM, f"{row}, p99 ms", column, phase["latency_ms"]["p99"])
 
+    def append(self, name, subjects):
+        """One write after the other, each durable: nothing hides what it takes."""
+        for column, where in subjects.items():
+            for size in ("4K", "1M"):
+                phase = self.phases(where, "append", "--block", size, "--seconds", DURATION)["append"]
+                row = f"{size.removesuffix('K').removesuffix('M')} {'KiB' if size == '4K' else 'MiB'}, {name}"
+                self.cell(APPEND, row, column, phase["latency_ms"]["p50"])
+
     def small(self, subjects):
         for column, where in subjects.items():
             for size, jobs in (("4K", 1), ("4K", 8), ("110K", 8)):
@@ -193,28 +215,39 @@ class Suite:
                     self.point(f"Sequential read by size of file, four at once, {name}", ("bytes", "MiB/s"),
                                column, size, phase["mib_per_second"])
 
-    def cluster(self, kind, root, copies, floors):
+    def up(self, kind, root, copies, measure, *options):
         """One cluster, from nothing to nothing."""
         data, mount = (os.path.join(self.base, name) for name in ("data", "mnt"))
         disks = tempfile.mkdtemp(prefix="emberfs-bench-", dir=root)
         try:
             output(self.emberfs, "up", "--dir", data, "--mount", mount, "--storage", STORAGE,
-                   "--replicas", copies, "--disk-root", disks)
-            native = ("--dir", data)
+                   "--replicas", copies, "--disk-root", disks, *options)
             buffered = ("--path", mount, "--dir", data)
-            direct = (*buffered, "--direct")
+            measure(kind, copies, ("--dir", data), buffered, (*buffered, "--direct"))
+        finally:
+            if os.path.exists(os.path.join(data, "cluster.toml")):
+                subprocess.run([self.emberfs, "down", "--dir", data, "--purge", "--force"],
+                               stdout=subprocess.DEVNULL, check=False)
+            shutil.rmtree(disks, ignore_errors=True)
+
+    def cluster(self, floors):
+        """What is measured of a cluster, natively and through the mount."""
+        def measure(kind, copies, native, buffered, direct):
             self.sequential(kind, copies, {"native": native, "mount": buffered, "mount, O_DIRECT": direct}, floors)
+            self.append(f"{kind}, {copies} {'copy' if copies == 1 else 'copies'}", {"native": native, "mount": buffered})
             if copies == max(REPLICAS):
                 self.random(kind, {"native": native, "mount, O_DIRECT": direct})
                 self.curves(f"{kind}, {copies} copies", {"native": native, "mount": buffered})
                 if kind == "disk":
                     self.small({"native": native, "mount": buffered})
                     self.training({"native": native, "mount": buffered})
-        finally:
-            if os.path.exists(os.path.join(data, "cluster.toml")):
-                subprocess.run([self.emberfs, "down", "--dir", data, "--purge", "--force"],
-                               stdout=subprocess.DEVNULL, check=False)
-            shutil.rmtree(disks, ignore_errors=True)
+        return measure
+
+    def ring(self, kind, copies, _native, buffered, direct):
+        """The same mount over the kernel's rings instead of its device."""
+        nothing = {"write": None, "read": None}
+        self.sequential(kind, copies, {"mount by ring": buffered, "mount by ring, O_DIRECT": direct}, nothing)
+        self.random(kind, {"mount by ring, O_DIRECT": direct})
 
     def round(self):
         plain = os.path.join(self.base, "plain")
@@ -222,10 +255,13 @@ class Suite:
         write, read, loopback = self.floors(plain)
         for copies in REPLICAS:
             floors = {"write": write / copies, "read": min(read, loopback)}
-            self.cluster("disk", self.base, copies, floors)
-            if MEMORY_DIR:
-                self.cluster("memory", MEMORY_DIR, copies, {"write": None, "read": loopback})
+            roots = [("disk", self.base, floors), ("memory", MEMORY_DIR, {"write": None, "read": loopback})]
+            for kind, root, floors in roots if MEMORY_DIR else roots[:1]:
+                self.up(kind, root, copies, self.cluster(floors))
+                if copies == max(REPLICAS) and self.rings:
+                    self.up(kind, root, copies, self.ring, "--mount-options", "transport=ring")
         local = ("--path", plain, "--dir", self.base)
+        self.append("disk, 1 copy", {"local disk": local})
         self.random("disk", {"local disk, O_DIRECT": (*local, "--direct")})
         self.small({"local disk": local})
         self.passthrough(plain)
