@@ -19,7 +19,7 @@ ROCKSDB = ROCKSDB_LIB_DIR="$${ROCKSDB_LIB_DIR:-$$(.ci/rocksdb-archive)}"
 BUILD = export $(ROCKSDB); $(CARGO)
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 
-.PHONY: help deps build run test lint fmt fmt-check sim bench bench-peers install clean
+.PHONY: help deps build run test lint fmt fmt-check sim bench bench-peers soak install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -69,6 +69,10 @@ bench: build ## measure floors, then EmberFS natively and through the mount: mak
 bench-peers: build ## EmberFS beside GlusterFS, CephFS and MooseFS, as root: make bench-peers ROUNDS=1 SYSTEMS=emberfs,cephfs
 	@export OUT="$${OUT:-$(TARGET)/bench}" $(foreach v,SYSTEMS SIZE FILES ROUNDS DURATION BENCH_DIR PAGE,$(if $($v),$v="$($v)")); \
 	tools/bench/peers.py "$(TARGET)/release/emberfs"
+
+soak: build ## a cluster under full load and random kills: make soak MINUTES=20
+	@export $(foreach v,MINUTES STORAGE REPLICAS SEED BENCH_DIR OUT,$(if $($v),$v="$($v)")); \
+	tools/bench/soak.py "$(TARGET)/release/emberfs"
 
 install: build ## build the library for C; install emberfs and its C library under PREFIX (/usr/local), and mount(8)'s helper in /sbin
 	@$(BUILD) build --release --locked -p emberfs-c

@@ -13,6 +13,7 @@ environment: BENCH_DIR (where; default /var/tmp), MINUTES (20), STORAGE (3 serve
 """
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -57,12 +58,13 @@ class Content:
 
 
 class Load:
-    """Threads that use the mount, and what they saw."""
+    """Threads that use the mount, and what they saw. In a process of their own: a program that is started while files of the
+    mount are open closes them, which waits for the servers, so nothing that starts servers may have any."""
 
-    def __init__(self, root, seed):
+    def __init__(self, root, seed, stop):
         self.root = root
         self.content = Content(seed)
-        self.stop = threading.Event()
+        self.stop = stop
         self.lock = threading.Lock()
         self.errors = []
         self.moved = {"written": 0, "read": 0, "files": 0}
@@ -149,6 +151,24 @@ class Load:
         ]
         return [threading.Thread(target=self.loop, args=(step,)) for step in steps]
 
+    def state(self):
+        with self.lock:
+            return {**self.moved, "longest_write_s": self.longest["write"], "longest_read_s": self.longest["read"],
+                    "errors": list(self.errors)}
+
+    def work(self, report):
+        """Until the end; says now and then, and at last, how far it is."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        threads = self.threads()
+        for thread in threads:
+            thread.start()
+        while not self.stop.wait(SAMPLE_SECONDS):
+            report.send(self.state())
+        for thread in threads:
+            thread.join()
+        report.send(self.state())
+        report.close()
+
 
 class Cluster:
     def __init__(self, emberfs, base):
@@ -189,11 +209,6 @@ class Cluster:
         return sizes
 
 
-def watch(cluster, load, samples):
-    while not load.stop.wait(SAMPLE_SECONDS):
-        samples.append((time.monotonic(), cluster.memory()))
-
-
 def growth(samples, began, ended):
     """The largest size of each process in the second and in the last third, and those that grew too much."""
     third = (ended - began) / 3
@@ -208,35 +223,75 @@ def growth(samples, began, ended):
     return peaks, grown
 
 
-def soak(cluster, load):
+class Worker:
+    """The load's process, and what it said last."""
+
+    def __init__(self, root):
+        context = multiprocessing.get_context("fork")
+        self.stop = context.Event()
+        self.reports, report = context.Pipe(duplex=False)
+        self.process = context.Process(target=Load(root, SEED, self.stop).work, args=(report,))
+        self.process.start()
+        report.close()
+        self.state = {}
+
+    def look(self):
+        try:
+            while self.reports.poll():
+                self.state = self.reports.recv()
+        except EOFError:
+            # It has ended.
+            self.stop.set()
+        return self.state
+
+    def end(self):
+        self.stop.set()
+        try:
+            while True:
+                self.state = self.reports.recv()
+        except EOFError:
+            self.process.join()
+        return self.state
+
+
+def pause(cluster, worker, samples, seconds):
+    """Waits and watches; whether the load goes on."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        if worker.stop.wait(min(left, SAMPLE_SECONDS)):
+            return False
+        worker.look()
+        samples.append((time.monotonic(), cluster.memory()))
+    return not worker.stop.is_set()
+
+
+def soak(cluster):
     samples, kills = [], []
-    threads = [*load.threads(), threading.Thread(target=watch, args=(cluster, load, samples))]
-    began = time.monotonic()
     chance = random.Random(SEED + 1)
-    for thread in threads:
-        thread.start()
+    began = time.monotonic()
+    worker = Worker(cluster.mount)
     try:
-        while not load.stop.wait(chance.uniform(5, 15)) and time.monotonic() < began + MINUTES * 60:
+        while time.monotonic() < began + MINUTES * 60:
+            if not pause(cluster, worker, samples, chance.uniform(5, 15)):
+                break
             victim = chance.choice(cluster.names)
             os.kill(cluster.pid(victim), signal.SIGKILL)
-            load.stop.wait(chance.uniform(0, 12))
+            pause(cluster, worker, samples, chance.uniform(0, 12))
             run(cluster.emberfs, "start", "--dir", cluster.dir, victim)
             cluster.wait_healthy()
             kills.append(victim)
+            state = worker.look()
             print(f"{time.monotonic() - began:6.0f} s  {len(kills):3} kills, last {victim:10} "
-                  f"{load.moved['written'] >> 20} MiB written, {load.moved['read'] >> 20} MiB read and checked",
+                  f"{state.get('written', 0) >> 20} MiB written, {state.get('read', 0) >> 20} MiB read and checked",
                   flush=True)
     finally:
-        load.stop.set()
-        for thread in threads:
-            thread.join()
+        state = worker.end()
     ended = time.monotonic()
     peaks, grown = growth(samples, began, ended)
     fsck = run(cluster.emberfs, "fsck", "--dir", cluster.dir, check=False)
     return {
         "seconds": ended - began, "seed": SEED, "kills": {name: kills.count(name) for name in cluster.names},
-        **load.moved, "longest_write_s": load.longest["write"], "longest_read_s": load.longest["read"],
-        "errors": load.errors, "memory": peaks, "grown": grown,
+        **state, "memory": peaks, "grown": grown,
         "fsck": "clean" if fsck.returncode == 0 else fsck.stdout + fsck.stderr,
     }
 
@@ -249,7 +304,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         cluster.up()
-        result = soak(cluster, Load(cluster.mount, SEED))
+        result = soak(cluster)
     finally:
         left = cluster.down()
         if left.returncode == 0:

@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -106,7 +107,7 @@ class Suite:
     def save(self):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
         about = [
-            f"Medians of {ROUNDS} rounds, {time.strftime('%Y-%m-%d', time.gmtime())}, {os.cpu_count()} cores, "
+            f"{'One round' if ROUNDS == 1 else f'Medians of {ROUNDS} rounds'}, {time.strftime('%Y-%m-%d', time.gmtime())}, {os.cpu_count()} cores, "
             f"{memory:.0f} GiB, kernel {platform.release()}, {STORAGE} storage servers on this host.",
             f"`SIZE={SIZE} FILES={FILES} ROUNDS={ROUNDS} DURATION={DURATION} make bench`",
         ]
@@ -134,9 +135,10 @@ class Suite:
     def sequential(self, kind, copies, subjects, floors):
         name = f"{kind}, {copies} {'copy' if copies == 1 else 'copies'}"
         for column, where in subjects.items():
-            for verb in ("write", "read"):
-                phase = self.phases(where, verb, "--size", self.size)[verb]
-                row = f"{verb}{' + fsync' if verb == 'write' else ''}, {name}"
+            for verb, label, options in (("write", "write + fsync", ()), ("read", "read", ()),
+                                         ("read", "read by 8 threads", ("--readers", 8))):
+                phase = self.phases(where, verb, "--size", self.size, *options)[verb]
+                row = f"{label}, {name}"
                 rate, floor = phase["mib_per_second"], floors[verb]
                 if floor:
                     self.cell(SEQUENTIAL, row, "floor", floor)
@@ -273,6 +275,7 @@ def main():
         sys.exit(__doc__)
     emberfs = os.path.abspath(sys.argv[1])
     need_tools()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     out = os.path.join(os.path.abspath(OUT), time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
     os.makedirs(out)
     base = tempfile.mkdtemp(prefix="emberfs-bench-", dir=os.environ.get("BENCH_DIR", "/var/tmp"))

@@ -1,4 +1,4 @@
-//! The state machine of one target: admission and queues. The steps of one write are in `steps`, what
+//! The state machine of one target: admission and queues. What it knows of a write is in `op`, its steps are in `steps`, what
 //! goes to the successor in `send`, what is sent before it is durable in `early`, what the steps decide in
 //! `decide`, chain changes in `membership`.
 
@@ -6,19 +6,20 @@ mod decide;
 mod early;
 mod membership;
 mod mirrored;
+mod op;
 mod send;
 mod steps;
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Arc;
 
 use emberfs_proto::cluster::{LocalState, PublicState};
-use emberfs_proto::ids::{ChainVersion, ChunkKey, ChunkVersion, TargetId, WriteTag};
+use emberfs_proto::ids::{ChainVersion, ChunkKey, ChunkVersion, TargetId};
 use emberfs_proto::{Error, ErrorCode, Result};
 
+use self::op::{Op, Phase, Received, SentEarly, Source};
 use super::dedup::{Dedup, Seen};
 use super::types::{Action, Event, Forward, OpId, Outcome, RequestId, Update, View};
-use crate::engine::{ChunkMeta, Mark};
+use crate::engine::ChunkMeta;
 
 /// Work that may wait for one chunk; more is answered [`ErrorCode::Busy`].
 const MAX_QUEUE_PER_CHUNK: usize = 1024;
@@ -46,115 +47,6 @@ impl ReadPlan {
             _ => meta.committed,
         }
     }
-}
-
-/// Who started a piece of work and waits for its answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
-    Client,
-    Predecessor,
-    Resync,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// Waits for its turn on the chunk.
-    Queued,
-    /// Waits for the engine's record.
-    Loading,
-    /// Is being made durable.
-    Preparing,
-    /// Came early and is durable: waits for the predecessor's word.
-    Held,
-    /// The whole content is being read for a SYNCING successor.
-    ReadingContent,
-    /// Waits for the successor's answer.
-    Forwarding,
-    /// Waits before the next sending.
-    RetryWait,
-    /// Is being committed.
-    Committing,
-    /// Is being undone.
-    Aborting,
-}
-
-impl Phase {
-    /// The engine works on it now: its answer must be awaited before the chunk goes on.
-    fn in_engine(self) -> bool {
-        matches!(
-            self,
-            Self::Loading
-                | Self::Preparing
-                | Self::ReadingContent
-                | Self::Committing
-                | Self::Aborting
-        )
-    }
-}
-
-struct Op {
-    source: Source,
-    /// Who waits for its outcome; of what came early, until it is held.
-    waiters: Vec<RequestId>,
-    /// Who waits until it is undone.
-    withdrawals: Vec<RequestId>,
-    /// Chain version under which it was asked for.
-    chain_version: ChainVersion,
-    update: Update,
-    /// From the predecessor: how it came.
-    received: Option<Received>,
-    trim: Option<WriteTag>,
-    phase: Phase,
-    /// Assigned by the head, received elsewhere.
-    version: ChunkVersion,
-    /// What the chunk will be once committed.
-    len: u32,
-    checksum: u32,
-    /// Writes before this one.
-    recent: Arc<[Mark]>,
-    /// Sendings so far.
-    attempt: u32,
-    /// The successor does not hold what this builds on: send the whole content.
-    send_whole: bool,
-    /// The tail that died may have committed it: this target, the tail now, must show it.
-    exposed: bool,
-    /// A sending under this chain version failed without a word on whether it arrived: it may still.
-    unsure: bool,
-    /// Its requester has been answered already; it only waits for the engine.
-    dead: bool,
-    /// Came early, and the predecessor has said that it is durable there.
-    confirmed: bool,
-    /// It was sent on before it was durable here.
-    early: Option<SentEarly>,
-    /// Why it is being undone, here and below.
-    undone: Option<Error>,
-}
-
-/// See [`early`].
-#[derive(Clone, Copy)]
-struct SentEarly {
-    /// Names it among all that this target sent early under one chain version.
-    sequence: u64,
-    /// Which sending it was.
-    attempt: u32,
-    chain_version: ChainVersion,
-    /// The last sending was to confirm it.
-    confirming: bool,
-    /// The successor refused it or does not hold it any more.
-    refused: bool,
-}
-
-#[derive(Clone)]
-struct Received {
-    version: ChunkVersion,
-    replace: bool,
-    resync: bool,
-    committed_chain: ChainVersion,
-    recent: Arc<[Mark]>,
-    /// It came before it was durable at the predecessor.
-    early: bool,
-    /// The predecessor's number of it; 0: none.
-    sequence: u64,
 }
 
 /// The protocol state of one target. See the [module page](super).
@@ -564,41 +456,4 @@ fn pass_over() -> Error {
         ErrorCode::StaleChainVersion,
         "the chain changed during the resync pass",
     )
-}
-
-impl Op {
-    /// The engine may hold a pending version because of it.
-    fn may_be_pending(&self) -> bool {
-        self.source != Source::Resync && !matches!(self.phase, Phase::Queued | Phase::Loading)
-    }
-
-    fn new(
-        source: Source,
-        request: RequestId,
-        chain_version: ChainVersion,
-        update: Update,
-    ) -> Self {
-        Self {
-            source,
-            waiters: vec![request],
-            withdrawals: Vec::new(),
-            chain_version,
-            update,
-            received: None,
-            trim: None,
-            phase: Phase::Queued,
-            version: ChunkVersion(0),
-            len: 0,
-            checksum: 0,
-            recent: Arc::default(),
-            attempt: 0,
-            send_whole: false,
-            exposed: false,
-            unsure: false,
-            dead: false,
-            confirmed: false,
-            early: None,
-            undone: None,
-        }
-    }
 }
