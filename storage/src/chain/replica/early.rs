@@ -116,13 +116,10 @@ impl Replica {
         lease: bool,
         out: &mut Vec<Action>,
     ) {
-        if let Err(error) = self.check_serving(chain_version, lease) {
-            self.refused += 1;
-            return answer(&[request], Err(error), out);
-        }
-        self.settled = self.settled.max(sent.sequence);
-        let Some(id) = self.came(sent, chain_version) else {
-            return answer(&[request], Err(not_held(sent.key)), out);
+        let held = self.settle(chain_version, sent, lease);
+        let id = match held.and_then(|id| id.ok_or_else(|| not_held(sent.key))) {
+            Ok(id) => id,
+            Err(error) => return answer(&[request], Err(error), out),
         };
         let Some(op) = self.ops.get_mut(&id) else {
             return;
@@ -143,14 +140,10 @@ impl Replica {
         lease: bool,
         out: &mut Vec<Action>,
     ) {
-        if let Err(error) = self.check_serving(chain_version, lease) {
-            self.refused += 1;
-            return answer(&[request], Err(error), out);
-        }
-        self.settled = self.settled.max(sent.sequence);
-        let Some(id) = self.came(sent, chain_version) else {
-            let nothing = Outcome::nothing(chain_version);
-            return answer(&[request], Ok(nothing), out);
+        let id = match self.settle(chain_version, sent, lease) {
+            Ok(Some(id)) => id,
+            Ok(None) => return answer(&[request], Ok(Outcome::nothing(chain_version)), out),
+            Err(error) => return answer(&[request], Err(error), out),
         };
         let Some(op) = self.ops.get_mut(&id) else {
             return;
@@ -165,13 +158,23 @@ impl Replica {
         self.supersede(id, not_held(sent.key), lease, out);
     }
 
-    /// The work that came as `sent`.
-    fn came(&self, sent: Sent, chain_version: ChainVersion) -> Option<OpId> {
+    /// The work that came as `sent`, which from now on is settled: what comes early up to its number is late.
+    fn settle(
+        &mut self,
+        chain_version: ChainVersion,
+        sent: Sent,
+        lease: bool,
+    ) -> Result<Option<OpId>> {
+        if let Err(error) = self.check_serving(chain_version, lease) {
+            self.refused += 1;
+            return Err(error);
+        }
+        self.settled = self.settled.max(sent.sequence);
         let is = |op: &Op| {
             op.came_early() == Some(sent.sequence) && op.chain_version == chain_version && !op.dead
         };
-        let mut queue = self.chunks.get(&sent.key)?.iter().copied();
-        queue.find(|id| self.ops.get(id).is_some_and(is))
+        let mut queue = self.chunks.get(&sent.key).into_iter().flatten().copied();
+        Ok(queue.find(|id| self.ops.get(id).is_some_and(is)))
     }
 
     /// `id`, at the front of its chunk, may be held: it goes on if it is confirmed. If the predecessor has

@@ -127,6 +127,20 @@ fn told(actions: &[Action]) -> &Message {
     }
 }
 
+/// What is sent early while it is stored here.
+fn early(actions: &[Action]) -> &Forward {
+    match actions {
+        [
+            Action::Send {
+                message: Message::Forward(forward),
+                ..
+            },
+            Action::Prepare { .. },
+        ] if forward.early => forward,
+        other => panic!("not sent early: {other:?}"),
+    }
+}
+
 /// A target at the end of the chain, or before `successor`, that holds write 1 as sending 1.
 fn holding(successor: Option<u64>) -> Replica {
     let mut replica = behind(successor);
@@ -142,17 +156,7 @@ fn a_write_goes_on_while_it_is_stored_and_is_confirmed_afterwards() {
     let mut replica = head();
     replica.handle(write(1, 1), true);
     let actions = replica.handle(unknown(1), true);
-    let [
-        Action::Send {
-            message: Message::Forward(forward),
-            ..
-        },
-        Action::Prepare { .. },
-    ] = &actions[..]
-    else {
-        panic!("not sent early: {actions:?}");
-    };
-    assert!(forward.early && forward.sequence == 1);
+    assert_eq!(early(&actions).sequence, 1);
     let actions = replica.handle(stored(1, 1), true);
     let Message::Confirm(confirmed) = told(&actions) else {
         panic!("not confirmed: {actions:?}");
@@ -190,17 +194,7 @@ fn the_middle_of_a_chain_passes_on_both() {
     let mut replica = behind(Some(3));
     replica.handle(comes(1, 1, Some(7)), true);
     let actions = replica.handle(unknown(1), true);
-    let [
-        Action::Send {
-            message: Message::Forward(forward),
-            ..
-        },
-        Action::Prepare { .. },
-    ] = &actions[..]
-    else {
-        panic!("not sent early: {actions:?}");
-    };
-    assert_eq!(forward.sequence, 1, "its own number");
+    assert_eq!(early(&actions).sequence, 1, "its own number");
     replica.handle(stored(1, 1), true);
     let actions = replica.handle(confirm(2, 7), true);
     assert!(matches!(told(&actions), Message::Confirm(s) if *s == sent(1)));
