@@ -80,16 +80,9 @@ impl Replica {
             return false;
         };
         sent.confirming = true;
-        op.phase = Phase::Forwarding;
-        op.attempt += 1;
         let sequence = sent.sequence;
-        out.push(Action::Send {
-            op: id,
-            attempt: op.attempt,
-            to: next.target,
-            chain_version,
-            message: Message::Confirm(Sent { key, sequence }),
-        });
+        let message = Message::Confirm(Sent { key, sequence });
+        self.tell(id, next, chain_version, message, out);
         true
     }
 
@@ -280,17 +273,10 @@ impl Replica {
         if mutated!(self, ForgetWithdraw) {
             return self.finish(id, Err(error), lease, out);
         }
-        op.phase = Phase::Forwarding;
-        op.attempt += 1;
         let key = op.update.key;
         let sequence = sent.sequence;
-        out.push(Action::Send {
-            op: id,
-            attempt: op.attempt,
-            to: next.target,
-            chain_version,
-            message: Message::Withdraw(Sent { key, sequence }),
-        });
+        let message = Message::Withdraw(Sent { key, sequence });
+        self.tell(id, next, chain_version, message, out);
     }
 }
 

@@ -72,20 +72,32 @@ impl Replica {
         forward: Forward,
         out: &mut Vec<Action>,
     ) {
+        if let Some(sent) = self.ops.get_mut(&id).and_then(|op| op.early.as_mut()) {
+            sent.confirming = false;
+        }
+        self.tell(id, next, chain_version, Message::Forward(forward), out);
+    }
+
+    /// Tells the successor something and waits for its answer.
+    pub(super) fn tell(
+        &mut self,
+        id: OpId,
+        next: Successor,
+        chain_version: ChainVersion,
+        message: Message,
+        out: &mut Vec<Action>,
+    ) {
         let Some(op) = self.ops.get_mut(&id) else {
             return;
         };
         op.phase = Phase::Forwarding;
         op.attempt += 1;
-        if let Some(sent) = &mut op.early {
-            sent.confirming = false;
-        }
         out.push(Action::Send {
             op: id,
             attempt: op.attempt,
             to: next.target,
             chain_version,
-            message: Message::Forward(forward),
+            message,
         });
     }
 
