@@ -41,7 +41,7 @@ pub struct ClientConfig {
     pub hedge_after_max: Duration,
     /// How parts of pages are checked.
     pub verify: Verify,
-    /// Most bytes that one sequential stream reads ahead. 0 turns read-ahead off.
+    /// Most bytes that the sequential streams of one file read ahead together. 0 turns read-ahead off.
     pub read_ahead_bytes: usize,
     /// Bytes of read-ahead and of buffered writes together; half belongs to each.
     pub memory_bytes: usize,

@@ -69,7 +69,8 @@ pub(crate) struct Hit {
 pub(crate) struct Surroundings {
     /// The file's size.
     pub(crate) size: u64,
-    /// Most bytes to stay ahead; 0: no read-ahead.
+    /// Most bytes to stay ahead, which the streams of the file share: more only wait for each other; 0: no
+    /// read-ahead.
     pub(crate) limit: u64,
     /// Bytes of memory that all streams share.
     pub(crate) memory: u64,
@@ -92,13 +93,14 @@ impl ReadAhead {
             return Vec::new();
         }
         let now = around.now;
-        let share = around.memory / self.streams.known().max(1);
+        let known = self.streams.known().max(1);
+        let share = around.memory / known;
         if let Some(stream) = self.streams.follow(offset, len, now)
             && !around.dirty
         {
             // The block that is being read takes memory too.
             let share = share.saturating_sub(BLOCK).max(BLOCK);
-            let limit = around.limit.min(share);
+            let limit = (around.limit / known).max(pace::FLOOR).min(share);
             let useful = self.delay.window(&stream.pace, limit);
             stream.window = (stream.window * 2).max(len * 2).min(useful);
             let fetch = Fetcher { now, fetch };

@@ -31,7 +31,7 @@ SIZE = os.environ.get("SIZE", "1G")
 FILES = int(os.environ.get("FILES", "2000"))
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
 DURATION = os.environ.get("DURATION", "5")
-STORAGE = os.environ.get("STORAGE", "3")
+STORAGE = int(os.environ.get("STORAGE", "3"))
 REPLICAS = [int(copies) for copies in os.environ.get("REPLICAS", "1,3").split(",")]
 MEMORY_DIR = os.environ.get("MEMORY_DIR", "/dev/shm")
 OUT = os.environ.get("OUT", "bench-results")
@@ -39,7 +39,8 @@ UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 GIB = 2**30
 
 SEQUENTIAL = "sequential, 1 MiB; MiB/s"
-CPU = "CPU s per GiB, servers and client"
+SERVERS = "CPU s per GiB, all servers"
+CLIENTS = "CPU s per GiB, application and mount"
 ENGINE = "chunk engine alone"
 RANDOM = "random reads of 4 KiB, /s"
 APPEND = "append + fsync, median ms"
@@ -128,8 +129,8 @@ class Suite:
             self.cell(ENGINE, name, "fio, CPU s/GiB", case["fio"]["cpu_seconds_per_gib"])
             rates[case["case"]] = case["fio"]["mib_per_second"]
         ends = self.phases((), "floor", "--size", 4 * self.size)
-        cpu = sum(phase["cpu_seconds"] / (phase["bytes"] / GIB) for phase in ends.values())
-        self.cell(CPU, "read, memory", "floor", cpu)
+        for table, end in ((SERVERS, "send"), (CLIENTS, "receive")):
+            self.cell(table, "read, memory", "floor", ends[end]["cpu_seconds"] / (ends[end]["bytes"] / GIB))
         return rates["write"], rates["read"], ends["receive"]["mib_per_second"]
 
     def sequential(self, kind, copies, subjects, floors):
@@ -145,15 +146,19 @@ class Suite:
                 self.cell(SEQUENTIAL, row, column, rate)
                 if floor and column == "native":
                     self.cell(SEQUENTIAL, row, "native / floor", rate / floor)
-                self.cell(CPU, row, column, phase["cpu_seconds"] / (phase["bytes"] / GIB))
+                clients = phase["client_cpu_seconds"]
+                self.cell(SERVERS, row, column, (phase["cpu_seconds"] - clients) / (phase["bytes"] / GIB))
+                self.cell(CLIENTS, row, column, clients / (phase["bytes"] / GIB))
 
     def passthrough(self, plain):
-        """What FUSE itself takes: bindfs in front of the local disk."""
-        bound = os.path.join(self.base, "bound")
+        """What FUSE itself takes: bindfs, which counts as a server, in front of the local disk."""
+        bound, pids = (os.path.join(self.base, name) for name in ("bound", "pids"))
         os.makedirs(bound, exist_ok=True)
         output("bindfs", plain, bound)
         try:
-            where = ("--path", bound, "--dir", self.base)
+            with open(pids, "w", encoding="utf-8") as file:
+                file.write(output("pgrep", "--full", f"^bindfs .* {bound}$"))
+            where = ("--path", bound, "--dir", self.base, "--pids", pids)
             columns = {"bindfs": where, "bindfs, O_DIRECT": (*where, "--direct")}
             self.sequential("local disk", 1, columns, {"write": None, "read": None})
             self.random("local disk", {"bindfs, O_DIRECT": columns["bindfs, O_DIRECT"]})
@@ -217,12 +222,25 @@ class Suite:
                     self.point(f"Sequential read by size of file, four at once, {name}", ("bytes", "MiB/s"),
                                column, size, phase["mib_per_second"])
 
+    def chains(self, kind, root):
+        """Throughput against the number of chains that files are striped over."""
+        copies = max(REPLICAS)
+        for chains in (1, 2, 4, 8, 16):
+            def measure(_kind, _copies, native, _buffered, _direct, chains=chains):
+                for verb, series in (("write", "write + fsync"), ("read", "read")):
+                    phase = self.phases(native, verb, "--size", self.size)[verb]
+                    self.point(f"One native stream by number of chains, {kind}, {copies} copies", ("chains", "MiB/s"),
+                               series, chains, phase["mib_per_second"])
+            self.up(kind, root, copies, measure, "--no-mount", "--set", f"meta.targets_per_disk={chains}",
+                    "--set", f"meta.stripe_width={chains}")
+
     def up(self, kind, root, copies, measure, *options):
         """One cluster, from nothing to nothing."""
         data, mount = (os.path.join(self.base, name) for name in ("data", "mnt"))
         disks = tempfile.mkdtemp(prefix="emberfs-bench-", dir=root)
         try:
-            output(self.emberfs, "up", "--dir", data, "--mount", mount, "--storage", STORAGE,
+            where = () if "--no-mount" in options else ("--mount", mount)
+            output(self.emberfs, "up", "--dir", data, *where, "--storage", STORAGE,
                    "--replicas", copies, "--disk-root", disks, *options)
             buffered = ("--path", mount, "--dir", data)
             measure(kind, copies, ("--dir", data), buffered, (*buffered, "--direct"))
@@ -262,6 +280,8 @@ class Suite:
                 self.up(kind, root, copies, self.cluster(floors))
                 if copies == max(REPLICAS) and self.rings:
                     self.up(kind, root, copies, self.ring, "--mount-options", "transport=ring")
+                if copies == max(REPLICAS) and STORAGE == copies:
+                    self.chains(kind, root)
         local = ("--path", plain, "--dir", self.base)
         self.append("disk, 1 copy", {"local disk": local})
         self.random("disk", {"local disk, O_DIRECT": (*local, "--direct")})

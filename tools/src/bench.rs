@@ -26,6 +26,7 @@ mod stream;
 mod subject;
 
 use crate::cli::{BenchArgs, DirArg, Workload};
+use crate::cluster_dir::MOUNT;
 use crate::failure::{Context, Exit, Failure, Result, fail};
 use crate::local::LocalCluster;
 use crate::output::say;
@@ -67,12 +68,14 @@ pub(crate) async fn bench(cluster: Option<String>, args: BenchArgs) -> Result<Ex
         None => Seat::find(None, &dir).ok().and_then(|seat| seat.local),
     };
     let local = local.map(|(dir, plan)| LocalCluster { dir, plan });
-    let pids = match &local {
+    let (servers, mounts) = match &local {
         Some(cluster) => pids(cluster).await?,
-        None => Vec::new(),
+        None => Default::default(),
     };
     let progress = Progress::start("Measuring");
-    let meter = Meter::new(pids).and_those_in(args.pids.clone());
+    let meter = Meter::new()
+        .and_those(servers, mounts)
+        .and_those_in(args.pids.clone());
     let (path, workload) = (args.path.clone(), args.workload.clone());
     let work = move || -> Result<BenchReport> {
         let subject: Box<dyn Subject> = match (path, seat) {
@@ -169,12 +172,18 @@ fn measure(
     Ok(report)
 }
 
-async fn pids(cluster: &LocalCluster) -> Result<Vec<i32>> {
-    let mut pids = Vec::new();
+/// Processes that run: servers, and the mount.
+async fn pids(cluster: &LocalCluster) -> Result<(Vec<i32>, Vec<i32>)> {
+    let (mut servers, mut mounts) = (Vec::new(), Vec::new());
     for process in cluster.processes() {
+        let pids = if process.name() == MOUNT {
+            &mut mounts
+        } else {
+            &mut servers
+        };
         pids.extend(process.running().await?.map(|running| running.pid()));
     }
-    Ok(pids)
+    Ok((servers, mounts))
 }
 
 #[cfg(test)]
@@ -251,8 +260,7 @@ mod tests {
             (Workload::Loader(loader), &["load"]),
         ] {
             let subject = DirSubject::new(temp.path(), false, false).expect("a directory");
-            let report =
-                measure(&subject, workload, None, &Meter::new(Vec::new())).expect("measured");
+            let report = measure(&subject, workload, None, &Meter::new()).expect("measured");
             subject.finish();
             let json = serde_json::to_value(&report).expect("JSON");
             let names: Vec<_> = json["phases"]

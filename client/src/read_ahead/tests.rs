@@ -115,6 +115,27 @@ fn two_streams_in_one_file_are_both_followed() {
 }
 
 #[test]
+fn streams_of_one_file_share_its_window() {
+    let mut f = Fixture::new(256 * MIB);
+    for i in 0..40 {
+        for stream in 0..4 {
+            f.read((stream * 200 + i) * MIB, MIB);
+        }
+    }
+    for stream in 0..4 {
+        let from = stream * 200 * MIB;
+        let ahead = f.fetched.iter().map(|(o, l)| o + l);
+        let last = ahead.filter(|end| *end <= from + 200 * MIB).max().unwrap();
+        let ahead = last - (from + 40 * MIB);
+        assert!(
+            (3 * MIB..=6 * MIB).contains(&ahead),
+            "stream {stream} is {ahead} bytes ahead"
+        );
+    }
+    f.check();
+}
+
+#[test]
 fn memory_bounds_the_window_and_comes_back() {
     let mut f = Fixture::new(4 * MIB);
     for i in 0..50 {

@@ -319,7 +319,7 @@ impl Driver {
         let bytes = Arc::new(AtomicU64::new(0));
         let next = Arc::new(AtomicU64::new(0));
         let until = Instant::now() + Duration::from_secs(args.seconds);
-        let meter = Meter::new(Vec::new());
+        let meter = Meter::new();
         let start = meter.start()?;
         let workers = (0..case.depth(args)).map(|worker| {
             let (driver, bytes, next) = (self.handle(), Arc::clone(&bytes), Arc::clone(&next));
@@ -344,6 +344,7 @@ impl Driver {
         let Spent {
             seconds,
             cpu_seconds,
+            ..
         } = meter.stop(&start);
         Ok(Sample {
             bytes: bytes.load(Ordering::Relaxed),

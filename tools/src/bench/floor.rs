@@ -69,7 +69,7 @@ pub(super) fn run(args: &FloorArgs) -> Result<BenchReport> {
         connections.push(pair().context("cannot connect to myself")?);
     }
     let (send, receive) = ends(args.transport);
-    let meter = Meter::new(Vec::new());
+    let meter = Meter::new();
     let work = || {
         std::thread::scope(|scope| {
             let mut senders = Vec::new();
@@ -102,6 +102,7 @@ pub(super) fn run(args: &FloorArgs) -> Result<BenchReport> {
         let spent = Spent {
             seconds,
             cpu_seconds,
+            client_cpu_seconds: if name == "receive" { cpu_seconds } else { 0.0 },
         };
         report.add(name, spent, bytes, bytes / BLOCK as u64, None);
     }

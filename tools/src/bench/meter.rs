@@ -8,7 +8,9 @@ use crate::failure::{Context, Result};
 
 /// Wall and CPU time of a phase.
 pub(super) struct Meter {
-    pids: Vec<i32>,
+    servers: Vec<i32>,
+    /// This process and mounts.
+    clients: Vec<i32>,
     /// A file with the ids of more processes. It is read when a phase begins, because what happens between phases
     /// may replace them (a client that is mounted anew).
     more: Option<PathBuf>,
@@ -18,7 +20,8 @@ pub(super) struct Meter {
 /// When a phase began.
 pub(super) struct Start {
     /// Processes and the ticks that each had used.
-    used: Vec<(i32, u64)>,
+    servers: Vec<(i32, u64)>,
+    clients: Vec<(i32, u64)>,
     at: Instant,
 }
 
@@ -26,28 +29,39 @@ pub(super) struct Start {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Spent {
     pub(super) seconds: f64,
+    /// Of all processes.
     pub(super) cpu_seconds: f64,
+    /// Of those this process and mounts, that is what is not spent by servers.
+    pub(super) client_cpu_seconds: f64,
 }
 
 impl std::ops::AddAssign for Spent {
     fn add_assign(&mut self, other: Self) {
         self.seconds += other.seconds;
         self.cpu_seconds += other.cpu_seconds;
+        self.client_cpu_seconds += other.client_cpu_seconds;
     }
 }
 
 impl Meter {
-    /// CPU time of this process and of these.
-    pub(super) fn new(mut pids: Vec<i32>) -> Self {
-        pids.push(std::process::id() as i32);
+    /// CPU time of this process.
+    pub(super) fn new() -> Self {
         Self {
-            pids,
+            servers: Vec::new(),
+            clients: vec![std::process::id() as i32],
             more: None,
             ticks_per_second: rustix::param::clock_ticks_per_second() as f64,
         }
     }
 
-    /// And of those that are listed in this file.
+    /// And of these servers and mounts.
+    pub(super) fn and_those(mut self, servers: Vec<i32>, mounts: Vec<i32>) -> Self {
+        self.servers.extend(servers);
+        self.clients.extend(mounts);
+        self
+    }
+
+    /// And of those that are listed in this file, which count as servers.
     pub(super) fn and_those_in(mut self, file: Option<PathBuf>) -> Self {
         self.more = file;
         self
@@ -60,31 +74,40 @@ impl Meter {
     }
 
     pub(super) fn start(&self) -> Result<Start> {
-        let mut pids = self.pids.clone();
+        let mut servers = self.servers.clone();
         if let Some(file) = &self.more {
             let what = || format!("cannot read process ids from {}", file.display());
             for pid in fs::read_to_string(file).context(what())?.split_whitespace() {
-                pids.push(pid.parse().context(what())?);
+                servers.push(pid.parse().context(what())?);
             }
         }
-        pids.sort_unstable();
-        pids.dedup();
-        let used = pids.iter().filter_map(|pid| Some((*pid, ticks(*pid)?)));
+        servers.sort_unstable();
+        servers.dedup();
+        servers.retain(|pid| !self.clients.contains(pid));
+        let used = |pids: &[i32]| {
+            let used = pids.iter().filter_map(|&pid| Some((pid, ticks(pid)?)));
+            used.collect()
+        };
         Ok(Start {
-            used: used.collect(),
+            servers: used(&servers),
+            clients: used(&self.clients),
             at: Instant::now(),
         })
     }
 
     pub(super) fn stop(&self, start: &Start) -> Spent {
         let seconds = start.at.elapsed().as_secs_f64();
-        let used = start.used.iter();
         // Nothing is known any more of a process that ended meanwhile.
-        let ticks =
-            used.map(|(pid, before)| ticks(*pid).map_or(0, |now| now.saturating_sub(*before)));
+        let since =
+            |&(pid, before): &(i32, u64)| ticks(pid).map_or(0, |now| now.saturating_sub(before));
+        let spent = |used: &[(i32, u64)]| {
+            used.iter().map(since).sum::<u64>() as f64 / self.ticks_per_second
+        };
+        let client_cpu_seconds = spent(&start.clients);
         Spent {
             seconds,
-            cpu_seconds: ticks.sum::<u64>() as f64 / self.ticks_per_second,
+            cpu_seconds: spent(&start.servers) + client_cpu_seconds,
+            client_cpu_seconds,
         }
     }
 }
@@ -109,7 +132,7 @@ mod tests {
 
     #[test]
     fn cpu_time_of_this_process_grows_with_work() {
-        let meter = Meter::new(Vec::new());
+        let meter = Meter::new();
         let ((), spent) = meter
             .time(|| {
                 let start = Instant::now();
@@ -120,13 +143,15 @@ mod tests {
             })
             .expect("no failure");
         assert!(spent.seconds >= 0.1 && spent.cpu_seconds > 0.0, "{spent:?}");
+        let servers = spent.cpu_seconds - spent.client_cpu_seconds;
+        assert!(servers.abs() < 1e-9, "there are none: {spent:?}");
     }
 
     #[test]
     fn listed_processes_are_those_of_the_moment_when_a_phase_begins() {
         let temp = tempfile::tempdir().expect("temporary directory");
         let file = temp.path().join("pids");
-        let meter = Meter::new(Vec::new()).and_those_in(Some(file.clone()));
+        let meter = Meter::new().and_those_in(Some(file.clone()));
         assert!(meter.start().is_err(), "the file is missing");
         fs::write(&file, "1 x").expect("written");
         assert!(meter.start().is_err(), "no number");
@@ -144,6 +169,7 @@ mod tests {
             .expect("measured");
         busy.kill().expect("killed");
         busy.wait().expect("ended");
-        assert!(spent.cpu_seconds >= 0.03, "{spent:?}");
+        let servers = spent.cpu_seconds - spent.client_cpu_seconds;
+        assert!(servers >= 0.03, "{spent:?}");
     }
 }

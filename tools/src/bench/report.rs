@@ -83,7 +83,10 @@ struct Phase {
     #[serde(rename = "phase")]
     name: &'static str,
     seconds: f64,
+    /// Of servers and clients together.
     cpu_seconds: f64,
+    /// Of those the process that measures, and mounts.
+    client_cpu_seconds: f64,
     bytes: u64,
     operations: u64,
     mib_per_second: f64,
@@ -124,6 +127,7 @@ impl BenchReport {
             name,
             seconds: spent.seconds,
             cpu_seconds: spent.cpu_seconds,
+            client_cpu_seconds: spent.client_cpu_seconds,
             bytes,
             operations,
             mib_per_second: bytes as f64 / f64::from(1 << 20) / seconds,
@@ -151,11 +155,20 @@ impl BenchReport {
                 ms(|l| l.p99),
                 ms(|l| l.max),
                 format!("{:.2}", phase.seconds),
-                format!("{:.2}", phase.cpu_seconds),
+                format!("{:.2}", phase.cpu_seconds - phase.client_cpu_seconds),
+                format!("{:.2}", phase.client_cpu_seconds),
             ]
         });
         let header = [
-            "phase", "MiB/s", "ops/s", "p50 ms", "p99 ms", "max ms", "seconds", "CPU s",
+            "phase",
+            "MiB/s",
+            "ops/s",
+            "p50 ms",
+            "p99 ms",
+            "max ms",
+            "seconds",
+            "servers CPU s",
+            "client CPU s",
         ];
         let mut out = format!("{}\n{}", self.subject, show::table(&header, rows));
         if let Some(loader) = &self.loader {
