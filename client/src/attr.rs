@@ -24,7 +24,7 @@ pub trait AttrExt {
     fn modified(&self) -> SystemTime;
     /// Last change of anything; 1970 if the server sent none.
     fn changed(&self) -> SystemTime;
-    /// 512-byte blocks, as `st_blocks` counts them; holes count as data.
+    /// 512-byte blocks, as `st_blocks` counts them; holes count as data: see [`crate::Client::blocks`].
     fn blocks(&self) -> u64;
 }
 

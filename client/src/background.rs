@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use emberfs_proto::{ErrorCode, Result, pb};
+use tokio::sync::Notify;
 
 use crate::Creds;
 use crate::client::attach;
@@ -23,18 +24,23 @@ const TIDY_EVERY: Duration = Duration::from_secs(1);
 pub(crate) fn start(core: &Arc<Core>) {
     let stop = core.stop.clone();
     let weak = Arc::downgrade(core);
-    tokio::spawn(
-        stop.clone()
-            .run_until_cancelled_owned(keep_alive(weak.clone(), core.lease)),
-    );
+    tokio::spawn(stop.clone().run_until_cancelled_owned(keep_alive(
+        weak.clone(),
+        core.lease,
+        core.locks.doubt.clone(),
+    )));
     tokio::spawn(stop.clone().run_until_cancelled_owned(tidy(weak.clone())));
     tokio::spawn(stop.run_until_cancelled_owned(prune(weak, core.io.map.receiver())));
 }
 
-async fn keep_alive(core: Weak<Core>, lease: Duration) {
+async fn keep_alive(core: Weak<Core>, lease: Duration, doubt: Arc<Notify>) {
     let mut pause = lease / KEEP_ALIVES_PER_LEASE;
     loop {
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            // The server said that it does not know this client: no need to wait until it is asked.
+            () = doubt.notified() => {}
+        }
         let Some(core) = core.upgrade() else { return };
         pause = match keep_alive_once(&core).await {
             Ok(lease) => lease / KEEP_ALIVES_PER_LEASE,
@@ -63,9 +69,16 @@ async fn keep_alive_once(core: &Arc<Core>) -> Result<Duration> {
         .await?;
     if reply.sessions_lost {
         tracing::warn!("the metadata server had forgotten this client; opening all files again");
+        core.locks.forgotten();
         attach(&core.meta, &core.config, limit).await?;
-        reopen_all(core).await;
     }
+    let reopen = async {
+        if reply.sessions_lost {
+            reopen_all(core).await;
+        }
+    };
+    let ((), reclaimed) = tokio::join!(reopen, core.reclaim_locks());
+    reclaimed?;
     Ok(Duration::from_millis(u64::from(reply.lease_ms.max(1))))
 }
 
@@ -100,6 +113,7 @@ async fn reopen(core: &Arc<Core>, state: &Arc<InodeState>, handle: &Handle) -> R
                 end: None,
                 truncate_epoch: state.length.lock().epoch(),
                 mtime: None,
+                sparse: false,
             };
             async move { client.close(request).await }
         };

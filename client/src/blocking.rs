@@ -7,11 +7,15 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use emberfs_proto::ids::InodeId;
+use emberfs_proto::layout::Layout;
 use emberfs_proto::{Error, ErrorCode, Result, pb};
 use tokio::runtime::Runtime;
 
 use crate::read_many::in_order;
-use crate::{Attr, ClientConfig, CreateFlags, Creds, OpenFlags, ReadItem, RenameFlags, SetAttr};
+use crate::{
+    Allocate, Attr, ClientConfig, CreateFlags, Creds, LockInfo, LockRequest, LockSpace, OpenFlags,
+    ReadItem, RenameFlags, SetAttr, Whence, XattrFlags,
+};
 
 /// Threads that move bytes, at most: no more than there are cores.
 const MAX_WORKERS: usize = 4;
@@ -177,6 +181,23 @@ impl Client {
 }
 
 impl Client {
+    /// As [`crate::Client::set_lock`].
+    pub fn set_lock(&self, inode: InodeId, request: LockRequest, wait: bool) -> Result<()> {
+        self.block_on(self.client.set_lock(inode, request, wait))
+    }
+
+    /// As [`crate::Client::test_lock`].
+    pub fn test_lock(&self, inode: InodeId, request: LockRequest) -> Result<Option<LockInfo>> {
+        self.block_on(self.client.test_lock(inode, request))
+    }
+
+    /// As [`crate::Client::release_locks`].
+    pub fn release_locks(&self, inode: InodeId, owner: u64, space: LockSpace) -> Result<()> {
+        self.block_on(self.client.release_locks(inode, owner, space))
+    }
+}
+
+impl Client {
     /// As [`crate::Client::read_many`], with the results in the order of the items.
     pub fn read_many(&self, items: Vec<ReadItem>) -> Vec<Result<BytesMut>> {
         let len = items.len();
@@ -192,6 +213,80 @@ impl Client {
     ) -> Vec<Result<(Attr, Bytes)>> {
         let files = self.client.fetch_files(creds, parent, names);
         self.block_on(in_order(names.len(), files))
+    }
+}
+
+impl Client {
+    /// As [`crate::Client::create_unnamed`].
+    pub fn create_unnamed(
+        &self,
+        creds: &Creds,
+        parent: InodeId,
+        mode: u32,
+        flags: CreateFlags,
+    ) -> Result<(Attr, File)> {
+        let created = self.client.create_unnamed(creds, parent, mode, flags);
+        let (attr, file) = self.block_on(created)?;
+        let runtime = self.runtime.clone();
+        Ok((attr, File { file, runtime }))
+    }
+
+    /// As [`crate::Client::link`].
+    pub fn link(
+        &self,
+        creds: &Creds,
+        inode: InodeId,
+        parent: InodeId,
+        name: &[u8],
+    ) -> Result<Attr> {
+        self.block_on(self.client.link(creds, inode, parent, name))
+    }
+
+    /// As [`crate::Client::copy_range`], from and to a file and an offset in it.
+    pub fn copy_range(&self, from: (&File, u64), to: (&File, u64), len: u64) -> Result<u64> {
+        let (from, from_offset) = (&from.0.file, from.1);
+        let (to, to_offset) = (&to.0.file, to.1);
+        let copied = self
+            .client
+            .copy_range(from, from_offset, to, to_offset, len);
+        self.block_on(copied)
+    }
+
+    /// As [`crate::Client::allocated`].
+    pub fn allocated(&self, inode: InodeId, layout: Layout) -> Result<u64> {
+        self.block_on(self.client.allocated(inode, layout))
+    }
+
+    /// As [`crate::Client::blocks`].
+    pub fn blocks(&self, attr: &Attr) -> Result<u64> {
+        self.block_on(self.client.blocks(attr))
+    }
+
+    /// As [`crate::Client::get_xattr`].
+    pub fn get_xattr(&self, creds: &Creds, inode: InodeId, name: &[u8]) -> Result<Bytes> {
+        self.block_on(self.client.get_xattr(creds, inode, name))
+    }
+
+    /// As [`crate::Client::set_xattr`].
+    pub fn set_xattr(
+        &self,
+        creds: &Creds,
+        inode: InodeId,
+        name: &[u8],
+        value: &[u8],
+        flags: XattrFlags,
+    ) -> Result<()> {
+        self.block_on(self.client.set_xattr(creds, inode, name, value, flags))
+    }
+
+    /// As [`crate::Client::remove_xattr`].
+    pub fn remove_xattr(&self, creds: &Creds, inode: InodeId, name: &[u8]) -> Result<()> {
+        self.block_on(self.client.remove_xattr(creds, inode, name))
+    }
+
+    /// As [`crate::Client::list_xattr`].
+    pub fn list_xattr(&self, creds: &Creds, inode: InodeId) -> Result<Vec<Bytes>> {
+        self.block_on(self.client.list_xattr(creds, inode))
     }
 }
 
@@ -251,5 +346,22 @@ impl File {
     /// As [`crate::File::close`].
     pub fn close(self) -> Result<()> {
         self.runtime.block_on(self.file.close())
+    }
+}
+
+impl File {
+    /// As [`crate::File::allocate`].
+    pub fn allocate(&self, offset: u64, len: u64, what: Allocate) -> Result<()> {
+        self.runtime.block_on(self.file.allocate(offset, len, what))
+    }
+
+    /// As [`crate::File::seek`].
+    pub fn seek(&self, offset: u64, whence: Whence) -> Result<u64> {
+        self.runtime.block_on(self.file.seek(offset, whence))
+    }
+
+    /// As [`crate::File::allocated`].
+    pub fn allocated(&self) -> Result<u64> {
+        self.runtime.block_on(self.file.allocated())
     }
 }

@@ -1,4 +1,4 @@
-//! Writing ranges of chunks: to the head, under one tag until it is acknowledged.
+//! Changing chunks, by writes and cuts: at the head, under one tag until it is acknowledged.
 
 use bytes::{Buf, Bytes};
 use emberfs_proto::checksum::fragments;
@@ -28,45 +28,74 @@ pub(crate) struct ChunkWrite {
     pub(crate) size_hint: u32,
 }
 
+/// A cut of one chunk, which may not be there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ChunkCut {
+    pub(crate) key: ChunkKey,
+    pub(crate) chain: ChainId,
+    pub(crate) layout: Layout,
+    /// Bytes that stay.
+    pub(crate) len: u32,
+    /// Refused if the chunk is longer than this, which is not 0.
+    pub(crate) within: u32,
+}
+
 impl ChunkIo {
     /// Writes until every replica of the chain has it, or for good reason never will. Runs to its end
     /// in its own task: a write that is dropped half-way would leave its channel's number in doubt.
     pub(crate) async fn write(&self, write: &ChunkWrite) -> Result<pb::WriteReply> {
-        let lease = self.channels.acquire().await;
         let len: usize = write.pieces.iter().map(Bytes::len).sum();
-        let mut request = pb::WriteRequest {
-            chain: None,
-            inode: write.key.inode.0,
-            index: write.key.index.0,
-            tag: Some(lease.tag().into()),
+        let request = pb::WriteRequest {
             kind: pb::WriteKind::Write.into(),
             offset: write.offset,
             len: len as u32,
             checksums: checksums(write.offset, &write.pieces, write.layout.page_size),
-            chunk_size: write.layout.chunk_size,
-            page_size: write.layout.page_size,
             size_hint: write.size_hint,
+            ..request(write.key, &write.layout)
         };
+        let reply = self.change(write.chain, request, &write.pieces).await?;
+        add(&self.counters.chunk_writes, 1);
+        add(&self.counters.written_bytes, len as u64);
+        Ok(reply)
+    }
+
+    /// As [`Self::write`], of a cut. A chunk that is not there, or shorter, stays as it is;
+    /// [`ErrorCode::StaleChunkVersion`]: it is longer than it may be, and nothing is cut.
+    pub(crate) async fn cut(&self, cut: &ChunkCut) -> Result<()> {
+        let request = pb::WriteRequest {
+            kind: pb::WriteKind::Truncate.into(),
+            len: cut.len,
+            within: cut.within,
+            ..request(cut.key, &cut.layout)
+        };
+        self.change(cut.chain, request, &[]).await.map(drop)
+    }
+
+    async fn change(
+        &self,
+        chain: ChainId,
+        mut request: pb::WriteRequest,
+        pieces: &[Bytes],
+    ) -> Result<pb::WriteReply> {
+        let lease = self.channels.acquire().await;
+        let key = request.key();
+        request.tag = Some(lease.tag().into());
         let mut patience = self.patience();
         let mut damaged = 0;
         loop {
             let map = self.map.current();
             let attempt = async {
-                let head = Self::head(&map, write.chain)?;
-                request.chain = Some(pb::ChainRef::of(write.chain, head.version));
+                let head = Self::head(&map, chain)?;
+                request.chain = Some(pb::ChainRef::of(chain, head.version));
                 let deadline = patience.attempt(WRITE_ATTEMPT);
                 let mut call = Call::new(Opcode::Write, &request, deadline);
-                call.payload.clone_from(&write.pieces);
+                call.payload = pieces.to_vec();
                 self.call(&head, Role::Head, call)
                     .await?
                     .decode::<pb::WriteReply>()
             };
             let error: Error = match attempt.await {
-                Ok(reply) => {
-                    add(&self.counters.chunk_writes, 1);
-                    add(&self.counters.written_bytes, len as u64);
-                    return Ok(reply);
-                }
+                Ok(reply) => return Ok(reply),
                 Err(error) => error,
             };
             add(&self.counters.write_retries, 1);
@@ -76,11 +105,22 @@ impl ChunkIo {
                     return Err(error);
                 }
             }
-            tracing::debug!(chunk = %write.key, tag = %lease.tag(), %error, "chunk write failed");
-            let what = || format!("writing chunk {} of chain {}", write.key, write.chain);
+            tracing::debug!(chunk = %key, tag = %lease.tag(), %error, "chunk write failed");
+            let what = || format!("writing chunk {key} of chain {chain}");
             let wake = self.wake(error.retry(), map.version);
             patience.wait(error, what, wake).await?;
         }
+    }
+}
+
+/// What all changes of a chunk say.
+fn request(key: ChunkKey, layout: &Layout) -> pb::WriteRequest {
+    pb::WriteRequest {
+        inode: key.inode.0,
+        index: key.index.0,
+        chunk_size: layout.chunk_size,
+        page_size: layout.page_size,
+        ..pb::WriteRequest::default()
     }
 }
 

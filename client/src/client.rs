@@ -14,6 +14,8 @@ use crate::attr::AttrExt;
 use crate::budget::Budget;
 use crate::chunk_io::ChunkIo;
 use crate::core::Core;
+use crate::ends::Ends;
+use crate::locks::Book;
 use crate::map_watch::MapWatch;
 use crate::meta_rpc::{Effect, MetaRpc, attr_of};
 use crate::stats::Stats;
@@ -60,6 +62,8 @@ impl Client {
             meta,
             io,
             inodes: parking_lot::Mutex::default(),
+            locks: Book::default(),
+            ends: Ends::default(),
             closing: TaskTracker::new(),
             runtime: tokio::runtime::Handle::current(),
             stop,
@@ -96,6 +100,7 @@ impl Client {
                 .await;
             self.core.closing.close();
             self.core.closing.wait().await;
+            self.core.leave_locks().await;
         };
         if tokio::time::timeout(limit, end).await.is_err() {
             tracing::warn!(

@@ -13,7 +13,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::budget::Budget;
 use crate::chunk_io::ChunkIo;
+use crate::ends::Ends;
 use crate::inode_state::InodeState;
+use crate::locks::Book;
 use crate::meta_rpc::MetaRpc;
 use crate::{Attr, ClientConfig};
 
@@ -28,7 +30,9 @@ pub(crate) struct Core {
     pub(crate) io: ChunkIo,
     pub(crate) budget: Budget,
     pub(crate) inodes: Mutex<HashMap<InodeId, Weak<InodeState>>>,
-    /// Closes of files that were dropped without one.
+    pub(crate) locks: Book,
+    pub(crate) ends: Ends,
+    /// Closes of files that were dropped without one, and ends of sessions that nobody waits for.
     pub(crate) closing: TaskTracker,
     pub(crate) runtime: Runtime,
     pub(crate) stop: CancellationToken,

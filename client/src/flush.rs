@@ -33,7 +33,7 @@ impl Core {
             let end = start + part.len() as u64;
             let mut ready = {
                 let mut buffers = state.buffers.lock();
-                state.length.lock().wrote(end, SystemTime::now());
+                state.length.lock().wrote(start, end, SystemTime::now());
                 let ready = buffers.add(span.index.0, span.offset, part, Some(permit));
                 if ready {
                     vec![span.index.0]
@@ -140,15 +140,13 @@ impl Core {
         } else {
             None
         };
+        if report.is_none() {
+            self.end_soon(state.inode, handle.session.load(Ordering::Acquire));
+            return Ok(());
+        }
         let result = self.send_report(state, handle, report, true).await;
-        if handle.write {
-            Self::reported(state, &result);
-        }
-        match result {
-            // Forgotten, and nothing to say: that is as good as closed.
-            Err(error) if error.code == ErrorCode::NoSession && report.is_none() => Ok(()),
-            result => result.map(drop),
-        }
+        Self::reported(state, &result);
+        result.map(drop)
     }
 
     fn reported(state: &InodeState, result: &Result<Attr>) {
@@ -191,6 +189,7 @@ impl Core {
             end: report.map(|r| r.end),
             truncate_epoch: report.map_or(epoch, |r| r.epoch),
             mtime: report.map(|r| r.mtime.into()),
+            sparse: report.is_some_and(|r| r.sparse),
         };
         let reply = if close {
             rpc!(self.meta, &handle.creds, Changes, close, request)

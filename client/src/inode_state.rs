@@ -1,5 +1,6 @@
 //! What this client holds of one open file, shared by all handles on it.
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -108,16 +109,34 @@ impl InodeState {
 
     /// The chain of a chunk. Waits for a map that has the file's chain table.
     pub(crate) async fn chain(&self, io: &ChunkIo, index: ChunkIndex) -> Result<ChainId> {
-        let pick = |stripe: &[ChainId]| stripe[index.0 as usize % stripe.len()];
+        let stripe = self.stripe(io).await?;
+        Ok(stripe[index.0 as usize % stripe.len()])
+    }
+
+    /// The chains that hold the chunks of a range, each once.
+    pub(crate) async fn chains_of(
+        &self,
+        io: &ChunkIo,
+        range: &RangeInclusive<u32>,
+    ) -> Result<Vec<ChainId>> {
+        let stripe = self.stripe(io).await?;
+        let indices = range.clone().take(stripe.len());
+        Ok(indices
+            .map(|index| stripe[index as usize % stripe.len()])
+            .collect())
+    }
+
+    /// The chains of the file, in stripe order. Waits as [`Self::chain`].
+    async fn stripe(&self, io: &ChunkIo) -> Result<&[ChainId]> {
         if let Some(stripe) = self.stripe.get() {
-            return Ok(pick(stripe));
+            return Ok(stripe);
         }
         let mut patience = io.patience();
         loop {
             let map = io.map.current();
             let table = map.table(self.layout.table, self.layout.table_version);
             match table.and_then(|table| self.layout.stripe(table)) {
-                Ok(stripe) => return Ok(pick(self.stripe.get_or_init(|| stripe))),
+                Ok(stripe) => return Ok(self.stripe.get_or_init(|| stripe)),
                 Err(error) => {
                     let what = || format!("looking for the chains of inode {}", self.inode);
                     patience

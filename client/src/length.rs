@@ -21,6 +21,8 @@ pub(crate) struct Report {
     pub(crate) epoch: u64,
     /// Time of the last write.
     pub(crate) mtime: SystemTime,
+    /// There may be holes before the end.
+    pub(crate) sparse: bool,
 }
 
 /// Length of one file.
@@ -36,6 +38,8 @@ pub(crate) struct Length {
     sending: Option<Report>,
     /// Last local write not reported yet.
     modified: Option<SystemTime>,
+    /// A write left something out, and no report says so yet.
+    gap: bool,
     acked_since: Option<Instant>,
     refreshed: Instant,
 }
@@ -49,6 +53,7 @@ impl Length {
             acked: None,
             sending: None,
             modified: None,
+            gap: false,
             acked_since: None,
             refreshed: Instant::now(),
         }
@@ -73,8 +78,9 @@ impl Length {
         self.refreshed
     }
 
-    /// A write up to `end` was accepted here.
-    pub(crate) fn wrote(&mut self, end: u64, now: SystemTime) {
+    /// A write from `start` up to `end` was accepted here.
+    pub(crate) fn wrote(&mut self, start: u64, end: u64, now: SystemTime) {
+        self.gap |= start > self.size();
         self.buffered = self.buffered.max(end);
         self.modified = Some(now);
     }
@@ -86,10 +92,24 @@ impl Length {
             end,
             epoch: self.epoch,
             mtime,
+            sparse: std::mem::take(&mut self.gap),
         };
         self.acked = merge(self.acked, Some(report));
         self.acked_since.get_or_insert_with(Instant::now);
         self.buffered = buffered;
+    }
+
+    /// The file was changed by other means than a write, and is at least `end` bytes long now. It may have holes.
+    pub(crate) fn changed(&mut self, end: u64, now: SystemTime) {
+        self.modified = Some(now);
+        let report = Report {
+            end,
+            epoch: self.epoch,
+            mtime: now,
+            sparse: true,
+        };
+        self.acked = merge(self.acked, Some(report));
+        self.acked_since.get_or_insert_with(Instant::now);
     }
 
     /// A buffered write will never reach the chains; `buffered` is what still waits.
@@ -146,6 +166,8 @@ impl Length {
     pub(crate) fn overlay(&self, attr: &mut Attr) {
         attr.size = self.size();
         attr.truncate_epoch = self.epoch;
+        let mut reports = self.acked.iter().chain(&self.sending);
+        attr.sparse |= self.gap || reports.any(|report| report.sparse);
         if let Some(modified) = self.modified
             && modified > attr.modified()
         {
@@ -161,6 +183,7 @@ fn merge(a: Option<Report>, b: Option<Report>) -> Option<Report> {
             // The older one: the server then looks at the chunks, which is right for both.
             epoch: a.epoch.min(b.epoch),
             mtime: a.mtime.max(b.mtime),
+            sparse: a.sparse || b.sparse,
         }),
         (a, b) => a.or(b),
     }
@@ -198,7 +221,7 @@ mod tests {
     #[test]
     fn the_size_covers_writes_at_every_stage_of_their_way() {
         let mut length = Length::new(&attr(5, 1));
-        length.wrote(50, SystemTime::now());
+        length.wrote(0, 50, SystemTime::now());
         assert_eq!(length.size(), 50);
         length.acked(50, 0);
         assert_eq!(length.size(), 50);
@@ -242,9 +265,45 @@ mod tests {
     }
 
     #[test]
+    fn a_write_that_leaves_something_out_is_reported_as_such() {
+        let now = SystemTime::now();
+        let sparse = |length: &mut Length| length.take_report().map(|r| r.sparse);
+        let mut length = Length::new(&attr(5, 1));
+        length.wrote(3, 10, now);
+        length.wrote(10, 20, now);
+        length.acked(20, 0);
+        assert_eq!(sparse(&mut length), Some(false));
+        length.reported(true);
+        length.wrote(21, 30, now);
+        length.acked(30, 0);
+        assert_eq!(sparse(&mut length), Some(true));
+        length.reported(false);
+        length.wrote(30, 40, now);
+        length.acked(40, 0);
+        assert_eq!(sparse(&mut length), Some(true), "not arrived yet");
+        length.reported(true);
+        length.changed(0, now);
+        assert_eq!(sparse(&mut length), Some(true));
+    }
+
+    #[test]
+    fn a_change_without_bytes_is_reported_and_leaves_what_is_buffered() {
+        let mut length = Length::new(&attr(5, 1));
+        length.wrote(0, 50, SystemTime::now());
+        let now = SystemTime::now() + Duration::from_secs(5);
+        length.changed(20, now);
+        assert_eq!(length.size(), 50);
+        let report = length.take_report().map(|r| (r.end, r.epoch, r.mtime));
+        assert_eq!(report, Some((20, 1, now)));
+        length.reported(true);
+        length.dropped(0);
+        assert_eq!(length.size(), 5);
+    }
+
+    #[test]
     fn a_failed_write_leaves_the_length_it_did_not_reach() {
         let mut length = Length::new(&attr(5, 1));
-        length.wrote(50, SystemTime::now());
+        length.wrote(0, 50, SystemTime::now());
         length.dropped(0);
         assert_eq!(length.size(), 5);
     }
@@ -253,7 +312,7 @@ mod tests {
     fn unreported_writes_show_in_the_mtime() {
         let mut length = Length::new(&attr(5, 1));
         let now = SystemTime::now() + Duration::from_secs(5);
-        length.wrote(50, now);
+        length.wrote(0, 50, now);
         let mut seen = attr(5, 1);
         length.overlay(&mut seen);
         assert_eq!((seen.size, seen.modified()), (50, now));

@@ -32,6 +32,7 @@
 //! # Ok(()) }
 //! ```
 
+mod allocate;
 pub mod attr;
 mod background;
 mod batch;
@@ -39,17 +40,21 @@ pub mod blocking;
 mod budget;
 mod channels;
 mod chunk_io;
+mod chunk_list;
 mod chunk_read;
 mod chunk_write;
 mod client;
 mod config;
+mod copy;
 mod core;
 mod creds;
+mod ends;
 mod fetch_files;
 mod flush;
 mod hedge;
 mod inode_state;
 mod length;
+mod locks;
 mod map_watch;
 mod meta_rpc;
 mod namespace;
@@ -62,20 +67,28 @@ mod read_ahead;
 mod read_many;
 mod resolve;
 mod retry;
+mod seek;
 mod stats;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+mod unnamed;
+mod watch;
 mod window;
 mod write_buffer;
+mod xattr;
 
+pub use allocate::Allocate;
 pub use attr::Attr;
 pub use client::Client;
 pub use config::{ClientConfig, Verify};
 pub use creds::Creds;
 pub use emberfs_proto::{Error, ErrorCode, Result};
+pub use locks::{LockInfo, LockKind, LockRequest, LockSpace};
 pub use open_file::File;
-pub use ops::{CreateFlags, OpenFlags, RenameFlags, SetAttr, TimeSet};
+pub use ops::{CreateFlags, NewMode, OpenFlags, RenameFlags, SetAttr, TimeSet, XattrFlags};
 pub use read_many::ReadItem;
+pub use seek::Whence;
 pub use stats::Stats;
+pub use watch::CacheEvent;

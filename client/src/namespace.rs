@@ -5,7 +5,9 @@ use emberfs_proto::ids::InodeId;
 use emberfs_proto::{ErrorCode, Result, pb};
 
 use crate::meta_rpc::{attr_of, rpc};
-use crate::{Attr, Client, CreateFlags, Creds, File, OpenFlags, RenameFlags, SetAttr, TimeSet};
+use crate::{
+    Attr, Client, CreateFlags, Creds, File, NewMode, OpenFlags, RenameFlags, SetAttr, TimeSet,
+};
 
 /// Most entries of one page of a directory.
 const READDIR_LIMIT: u32 = 4096;
@@ -100,14 +102,28 @@ impl Client {
         mode: u32,
         flags: CreateFlags,
     ) -> Result<(Attr, File)> {
+        self.create_with(creds, parent, name, mode.into(), flags)
+            .await
+    }
+
+    /// As [`Self::create`], with the umask to be applied by the server.
+    pub async fn create_with(
+        &self,
+        creds: &Creds,
+        parent: InodeId,
+        name: &[u8],
+        mode: NewMode,
+        flags: CreateFlags,
+    ) -> Result<(Attr, File)> {
         let request = pb::CreateRequest {
             caller: None,
             parent: parent.0,
             name: Bytes::copy_from_slice(name),
-            mode,
+            mode: mode.mode,
             exclusive: flags.exclusive,
             truncate: flags.truncate,
             write: flags.write,
+            umask: mode.umask,
         };
         let open = OpenFlags {
             read: flags.read,
@@ -169,7 +185,7 @@ impl Client {
         self.opened(creds, reply, flags)
     }
 
-    fn opened(
+    pub(crate) fn opened(
         &self,
         creds: &Creds,
         reply: pb::OpenReply,
@@ -190,12 +206,24 @@ impl Client {
         name: &[u8],
         mode: u32,
     ) -> Result<Attr> {
+        self.mkdir_with(creds, parent, name, mode.into()).await
+    }
+
+    /// As [`Self::mkdir`], with the umask to be applied by the server.
+    pub async fn mkdir_with(
+        &self,
+        creds: &Creds,
+        parent: InodeId,
+        name: &[u8],
+        mode: NewMode,
+    ) -> Result<Attr> {
         let name = Bytes::copy_from_slice(name);
         let request = pb::MkdirRequest {
             caller: None,
             parent: parent.0,
             name,
-            mode,
+            mode: mode.mode,
+            umask: mode.umask,
         };
         attr_of(rpc!(self.core.meta, creds, Changes, mkdir, request)?.attr)
     }
@@ -227,13 +255,28 @@ impl Client {
         mode: u32,
         rdev: u32,
     ) -> Result<Attr> {
+        self.mknod_with(creds, parent, name, kind, mode.into(), rdev)
+            .await
+    }
+
+    /// As [`Self::mknod`], with the umask to be applied by the server.
+    pub async fn mknod_with(
+        &self,
+        creds: &Creds,
+        parent: InodeId,
+        name: &[u8],
+        kind: pb::FileKind,
+        mode: NewMode,
+        rdev: u32,
+    ) -> Result<Attr> {
         let request = pb::MknodRequest {
             caller: None,
             parent: parent.0,
             name: Bytes::copy_from_slice(name),
             kind: kind.into(),
-            mode,
+            mode: mode.mode,
             rdev,
+            umask: mode.umask,
         };
         attr_of(rpc!(self.core.meta, creds, Changes, mknod, request)?.attr)
     }
@@ -266,6 +309,13 @@ impl Client {
     pub async fn rmdir(&self, creds: &Creds, parent: InodeId, name: &[u8]) -> Result<Attr> {
         let request = name_request(parent, name);
         attr_of(rpc!(self.core.meta, creds, Changes, rmdir, request)?.attr)
+    }
+
+    /// Removes a directory with everything below it, as root: the name is gone when this returns, the rest goes in the
+    /// background. Files that are open live until they are closed.
+    pub async fn remove_tree(&self, creds: &Creds, parent: InodeId, name: &[u8]) -> Result<Attr> {
+        let request = name_request(parent, name);
+        attr_of(rpc!(self.core.meta, creds, Changes, remove_tree, request)?.attr)
     }
 
     /// Renames. The answer tells what moved and what, if anything, was replaced.

@@ -91,6 +91,10 @@ impl File {
         &self.inner.state
     }
 
+    pub(crate) fn handle(&self) -> &Arc<Handle> {
+        &self.inner.handle
+    }
+
     pub(crate) fn flags(&self) -> OpenFlags {
         self.inner.flags
     }
@@ -249,7 +253,7 @@ impl File {
     /// Fails while a buffered write is known to be lost. A write does not count as having reported
     /// it: the kernel turns the error of a later piece of one write(2) into a short count, which nobody
     /// takes for an error. Only `fsync` and `close` settle it.
-    fn check_failure(&self) -> Result<()> {
+    pub(crate) fn check_failure(&self) -> Result<()> {
         let seen = self.inner.seen.load(Ordering::Acquire);
         self.failure_since(seen).1
     }
@@ -274,7 +278,7 @@ impl File {
         (count, result)
     }
 
-    fn open(&self) -> Result<()> {
+    pub(crate) fn open(&self) -> Result<()> {
         if self.inner.handle.closed.load(Ordering::Acquire) {
             let what = format!("the handle on inode {} is closed", self.inode());
             return Err(Error::new(ErrorCode::NoSession, what));
@@ -287,7 +291,7 @@ impl File {
         self.allowed(self.inner.flags.read, "reading")
     }
 
-    fn writable(&self) -> Result<()> {
+    pub(crate) fn writable(&self) -> Result<()> {
         self.open()?;
         self.allowed(self.inner.flags.write, "writing")
     }

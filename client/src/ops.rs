@@ -66,3 +66,28 @@ pub struct RenameFlags {
     /// RENAME_EXCHANGE: both names stay and swap what they mean.
     pub exchange: bool,
 }
+
+/// The mode of something new.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NewMode {
+    /// Permission bits with setuid, setgid and sticky, as the caller asked for them.
+    pub mode: u32,
+    /// Permission bits to take away, unless the directory has a default ACL: that counts instead. 0: the
+    /// caller's umask is applied already.
+    pub umask: u32,
+}
+
+impl From<u32> for NewMode {
+    fn from(mode: u32) -> Self {
+        Self { mode, umask: 0 }
+    }
+}
+
+/// How to set an extended attribute. Not for ACLs, which are replaced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct XattrFlags {
+    /// XATTR_CREATE: an existing attribute is an error.
+    pub create: bool,
+    /// XATTR_REPLACE: a missing attribute is an error.
+    pub replace: bool,
+}

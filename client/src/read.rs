@@ -19,7 +19,7 @@ use crate::{Attr, Creds, File};
 /// Chunk ranges of one read in flight.
 const SPANS_IN_FLIGHT: usize = 16;
 /// A read past the end asks the server for a newer length, but not more often than this.
-const REFRESH_EVERY: Duration = Duration::from_secs(1);
+pub(crate) const REFRESH_EVERY: Duration = Duration::from_secs(1);
 
 /// As [`File::read`].
 pub(crate) async fn read(file: &File, offset: u64, len: usize) -> Result<Bytes> {
@@ -62,19 +62,31 @@ pub(crate) async fn prepare(file: &File, offset: u64, len: usize) -> Result<usiz
         size = state.size();
     }
     let len = (size.saturating_sub(offset)).min(len as u64) as usize;
-    if len > 0 {
-        let failures = || state.buffers.lock().failures().0;
-        let before = failures();
-        if core.settle_range(state, offset, len).await && failures() > before {
-            let buffers = state.buffers.lock();
-            if let (_, Some(error)) = buffers.failures() {
-                return Err(error
-                    .clone()
-                    .context("a buffered write before this read was lost"));
-            }
+    settle_before(core, state, offset, len).await?;
+    Ok(len)
+}
+
+/// Puts this client's own writes to a range on the chains, before it is looked at there.
+pub(crate) async fn settle_before(
+    core: &Arc<Core>,
+    state: &Arc<InodeState>,
+    offset: u64,
+    len: usize,
+) -> Result<()> {
+    if len == 0 {
+        return Ok(());
+    }
+    let failures = || state.buffers.lock().failures().0;
+    let before = failures();
+    if core.settle_range(state, offset, len).await && failures() > before {
+        let buffers = state.buffers.lock();
+        if let (_, Some(error)) = buffers.failures() {
+            return Err(error
+                .clone()
+                .context("a buffered write before this read was lost"));
         }
     }
-    Ok(len)
+    Ok(())
 }
 
 impl Core {

@@ -1,7 +1,9 @@
 //! A cluster small enough for unit tests: real sockets, real frames and gRPC, chunks in a map.
 
+mod locks;
 mod meta;
 mod storage;
+mod xattr;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +47,8 @@ impl Cluster {
             seed: 5,
         };
         let map = map(&storage, 1, None);
+        let chains = map.table(TABLE, VERSION).unwrap();
+        storage.state.lock().stripe = layout.stripe(chains).unwrap();
         let meta = FakeMeta::start(layout, map).await;
         Self { storage, meta }
     }

@@ -1,9 +1,17 @@
 //! The client against a small fake cluster over real sockets.
 
+mod allocate;
+mod copy;
 mod fetch;
 mod files;
 mod hedged;
+mod lock_races;
+mod locks;
 mod many;
 mod namespace;
 mod reads;
+mod sparse;
+mod unnamed;
+mod watching;
 mod writes;
+mod xattr;

@@ -5,6 +5,9 @@
 //! and still nobody has it open, are its chunks removed, on all chains of its stripe; only after
 //! every chain has confirmed do the records go. Each step may be interrupted and done again.
 //!
+//! A file that was created without a name is garbage from the beginning. A link takes it out, by the same
+//! record that condemning marks; whoever commits first leaves the other nothing to do.
+//!
 //! After a start nothing is collected for one client lease: read sessions live in memory, and clients
 //! need that time to open again what they had open.
 
@@ -27,9 +30,9 @@ const PARALLEL: usize = 8;
 
 /// One garbage record.
 #[derive(Clone, Debug)]
-struct Garbage {
-    key: Vec<u8>,
-    inode: InodeId,
+pub(crate) struct Garbage {
+    pub(crate) key: Vec<u8>,
+    pub(crate) inode: InodeId,
 }
 
 /// Where passes begin. Deleted records stay in the store as tombstones for a while, and a pass that
@@ -128,6 +131,7 @@ async fn round(
         namespace.expire(Instant::now()).await?;
         failed += namespace.sweep_trims().await?;
     }
+    namespace.sweep_trees().await?;
     let mut pass = Pass::default();
     if collects {
         pass = collect(namespace, window).await?;
@@ -158,15 +162,8 @@ pub(crate) async fn collect(namespace: &Arc<Namespace>, window: &mut Window) -> 
             let key = key.to_vec();
             Some(Garbage { key, inode })
         });
-        let closed: Vec<_> = candidates
-            .filter(|g| !namespace.core.sessions.is_open(g.inode))
-            .collect();
-        let condemned = namespace.blocking(move |core| core.condemn(closed)).await?;
-        let results: Vec<_> = futures::stream::iter(condemned)
-            .map(|garbage| remove(namespace, garbage))
-            .buffer_unordered(PARALLEL)
-            .collect()
-            .await;
+        let listed: Vec<_> = candidates.collect();
+        let results = remove_closed(namespace, listed).await?;
         let mut removed = 0;
         for result in &results {
             match result {
@@ -182,6 +179,21 @@ pub(crate) async fn collect(namespace: &Arc<Namespace>, window: &mut Window) -> 
             return Ok(pass);
         }
     }
+}
+
+/// Removes what nobody has open of garbage that was listed before; one result for each that could go.
+pub(crate) async fn remove_closed(
+    namespace: &Arc<Namespace>,
+    listed: Vec<Garbage>,
+) -> Result<Vec<Result<()>>> {
+    let mut closed = listed;
+    closed.retain(|g| !namespace.core.sessions.is_open(g.inode));
+    let condemned = namespace.blocking(move |core| core.condemn(closed)).await?;
+    Ok(futures::stream::iter(condemned)
+        .map(|garbage| remove(namespace, garbage))
+        .buffer_unordered(PARALLEL)
+        .collect()
+        .await)
 }
 
 /// Removes the chunks of a condemned inode, then its records.
@@ -217,16 +229,23 @@ async fn remove(namespace: &Arc<Namespace>, garbage: Garbage) -> Result<()> {
 
 impl Core {
     /// Marks inodes as not to be opened any more; answers those that nobody has open.
-    fn condemn(&self, garbage: Vec<Garbage>) -> Result<Vec<Garbage>> {
-        self.write(|tx| {
+    fn condemn(&self, mut garbage: Vec<Garbage>) -> Result<Vec<Garbage>> {
+        let named = self.write(|tx| {
+            let mut named = Vec::new();
             for one in &garbage {
-                if let Some(mut record) = tx.inode(one.inode)?.filter(|record| !record.condemned) {
-                    record.condemned = true;
-                    tx.put_inode(&record);
+                match tx.inode(one.inode)? {
+                    // It has been given a name since the garbage was listed.
+                    Some(record) if record.nlink > 0 => named.push(one.inode),
+                    Some(mut record) if !record.condemned => {
+                        record.condemned = true;
+                        tx.put_inode(&record);
+                    }
+                    _ => {}
                 }
             }
-            Ok(())
+            Ok(named)
         })?;
+        garbage.retain(|one| !named.contains(&one.inode));
         // An open that came first is in the table by now; a later one finds the mark.
         let (open, condemned): (Vec<_>, Vec<_>) = garbage
             .into_iter()

@@ -9,11 +9,13 @@
 //! transaction under `(client, request)`, until the client acknowledges it or departs.
 
 mod access;
+mod acl;
 pub(crate) mod core;
 mod expiry;
 mod ids;
 pub(crate) mod keys;
 mod length;
+mod locking;
 mod names;
 mod ops;
 pub(crate) mod records;
@@ -21,6 +23,7 @@ mod status;
 pub(crate) mod time;
 mod trim;
 mod tx;
+mod xattr;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -35,6 +38,7 @@ use self::ops::sync::{Report, Settled};
 use self::records::ClientRecord;
 use crate::chunks::ChunkStore;
 use crate::config::MetaConfig;
+use crate::interests::Watch;
 use crate::kv::Engine;
 use crate::sessions::{Held, Sessions};
 
@@ -121,12 +125,19 @@ impl Namespace {
     async fn look<T: Send + 'static>(
         &self,
         caller: Option<&pb::Caller>,
-        body: impl FnOnce(&mut tx::Tx<'_>, &Who) -> Result<T> + Send + 'static,
+        body: impl Fn(&mut tx::Tx<'_>, &Who) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let who = self.who(caller)?;
         self.core.sessions.touch(who.client, 0, who.acknowledged)?;
-        self.blocking(move |core| core.read(|tx| body(tx, &who)))
+        self.blocking(move |core| core.read_for(who.client, |tx| body(tx, &who)))
             .await
+    }
+
+    /// Tells a client of changes by others to what it is told from now on.
+    pub(crate) fn watch_inodes(&self, req: &pb::WatchInodesRequest) -> Result<Watch> {
+        let who = self.who(req.caller.as_ref())?;
+        self.core.sessions.touch(who.client, 0, who.acknowledged)?;
+        Ok(self.core.interests.watch(who.client))
     }
 
     /// A request that changes something within one transaction.
@@ -202,18 +213,25 @@ impl Namespace {
         let (cluster, lease) = (self.cluster, self.core.sessions.lease());
         self.blocking(move |core| {
             let attach = rand::random_range(1..=u64::MAX);
-            let record = ClientRecord {
-                host: req.host.clone(),
-                acknowledged: who.acknowledged,
-                attach,
-            };
-            let root = core.write(|tx| {
+            let (root, tenure) = core.write(|tx| {
+                // The locks of a client that was not given up stay its own.
+                let before: Option<ClientRecord> = tx.get(&keys::client(who.client))?;
+                let tenure = before.map_or(0, |record| record.tenure);
+                let record = ClientRecord {
+                    host: req.host.clone(),
+                    acknowledged: who.acknowledged,
+                    attach,
+                    tenure,
+                };
                 tx.put(&keys::client(who.client), &record);
                 let root = tx.live(InodeId::ROOT)?;
-                tx.attr(&root)
+                Ok((tx.attr(&root)?, tenure))
             })?;
             core.sessions
                 .attach(who.client, &req.host, attach, Instant::now());
+            if tenure != 0 {
+                core.locks.begin(who.client, tenure);
+            }
             tracing::info!(client = %who.client, host = req.host, "client attached");
             Ok(pb::AttachReply {
                 cluster: cluster.to_bytes(),
@@ -308,6 +326,19 @@ impl Namespace {
             .await
     }
 
+    pub(crate) async fn create_unnamed(
+        self: &Arc<Self>,
+        req: pb::CreateUnnamedRequest,
+    ) -> Result<pb::OpenReply> {
+        let caller = req.caller.clone();
+        let body = move |tx: &mut tx::Tx<'_>, who: &Who, held: &mut _| {
+            ops::unnamed::create(tx, who, &req, held)
+        };
+        let operation = Operation::CreateUnnamed;
+        self.step(caller.as_ref(), operation, false, opened, body)
+            .await
+    }
+
     pub(crate) async fn open_inode(
         self: &Arc<Self>,
         req: pb::OpenRequest,
@@ -334,11 +365,13 @@ impl Namespace {
             let step = self.blocking(move |core| {
                 let sessions = &core.sessions;
                 if let Some(session) = sessions.opened_by(who.client, inode, who.request) {
-                    return core.read(|tx| ops::open::open_read(tx, &who, inode, session));
+                    let body = |tx: &mut tx::Tx<'_>| ops::open::open_read(tx, &who, inode, session);
+                    return core.read_for(who.client, body);
                 }
                 let session = SessionId(core.next_id()?);
                 let held = sessions.hold(inode, session, who.client, false, who.request)?;
-                let step = core.read(|tx| ops::open::open_read(tx, &who, inode, session))?;
+                let body = |tx: &mut tx::Tx<'_>| ops::open::open_read(tx, &who, inode, session);
+                let step = core.read_for(who.client, body)?;
                 if matches!(step, Step::Done(_)) {
                     held.keep();
                 }
@@ -389,6 +422,23 @@ impl Namespace {
             .await?;
         self.note_garbage(reply.attr.as_ref());
         Ok(reply)
+    }
+
+    /// Removes a directory with all that is in it.
+    pub(crate) async fn remove_tree(&self, req: pb::NameRequest) -> Result<pb::UnlinkReply> {
+        let caller = req.caller.clone();
+        let body = move |tx: &mut tx::Tx<'_>, who: &Who| ops::tree::remove(tx, &who.cred, &req);
+        let reply = self
+            .change(caller.as_ref(), Operation::RemoveTree, body)
+            .await?;
+        self.core.garbage.notify_one();
+        Ok(reply)
+    }
+
+    /// Empties directories whose trees were removed.
+    pub(crate) async fn sweep_trees(&self) -> Result<()> {
+        while self.blocking(|core| core.write(ops::tree::step)).await? {}
+        Ok(())
     }
 
     pub(crate) async fn rename(&self, req: pb::RenameRequest) -> Result<pb::RenameReply> {
@@ -443,6 +493,41 @@ impl Namespace {
         reply
     }
 
+    /// Ends sessions that have nothing to report.
+    pub(crate) async fn close_many(&self, req: pb::CloseManyRequest) -> Result<pb::CloseManyReply> {
+        const MOST: usize = 4096;
+        let who = self.who(req.caller.as_ref())?;
+        self.core.sessions.touch(who.client, 0, who.acknowledged)?;
+        let mut sessions = req.sessions;
+        if sessions.len() > MOST {
+            let what = format!("{} sessions in one request; at most {MOST}", sessions.len());
+            return Err(Error::new(ErrorCode::InvalidArgument, what));
+        }
+        sessions.retain(|one| {
+            let (inode, session) = (InodeId(one.inode), SessionId(one.session));
+            let known = self.core.sessions.check(who.client, inode, session);
+            known.is_some()
+        });
+        let ended = sessions.clone();
+        let garbage = self
+            .blocking(move |core| {
+                core.write(|tx| {
+                    ops::sync::close_many(tx, &who, &sessions);
+                    Ok(())
+                })?;
+                core.read(ops::report::counts).map(|(_, garbage)| garbage)
+            })
+            .await?;
+        let last = ended.iter().fold(false, |last, one| {
+            let (inode, session) = (InodeId(one.inode), SessionId(one.session));
+            last | self.core.sessions.remove(inode, session)
+        });
+        if last && garbage > 0 {
+            self.core.garbage.notify_one();
+        }
+        Ok(pb::CloseManyReply {})
+    }
+
     /// Applies a report of a writer, settling the length from the chunks where it must.
     async fn report(self: &Arc<Self>, req: pb::SyncRequest, close: bool) -> Result<pb::AttrReply> {
         let who = Arc::new(self.who(req.caller.as_ref())?);
@@ -453,7 +538,8 @@ impl Namespace {
         loop {
             let (who, req) = (who.clone(), req.clone());
             let attempt = self.blocking(move |core| {
-                core.write(|tx| ops::sync::sync(tx, &who, &req, close, settled))
+                let body = |tx: &mut tx::Tx<'_>| ops::sync::sync(tx, &who, &req, close, settled);
+                core.write_for(Some(who.client), body)
             });
             match attempt.await? {
                 Report::Done(reply) => return Ok(reply),

@@ -70,7 +70,10 @@ pub async fn run(
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
         .max_concurrent_streams(Some(REQUESTS_PER_CONNECTION))
-        .add_service(MetadataServer::new(MetadataService::new(namespace)))
+        .add_service(MetadataServer::new(MetadataService::new(
+            namespace.clone(),
+            stop.clone(),
+        )))
         .add_service(ClusterServer::new(manager.service()))
         .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
     tokio::pin!(serving);
@@ -93,8 +96,10 @@ pub async fn run(
         }
     };
     // 2. Requests in progress get their answers. Watchers would stay for ever, so the manager ends
-    //    their streams now.
+    //    their streams now; and whoever waits for a lock asks again elsewhere or later.
     stop.cancel();
+    namespace.core.locks.stop();
+    drop(namespace);
     served.cancel();
     let ended = match ended {
         Some(result) => Some(result),

@@ -1,9 +1,12 @@
 //! The `Metadata` gRPC service: hands every request to the namespace.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use emberfs_proto::pb;
 use emberfs_proto::pb::metadata_server::Metadata;
+use futures::{Stream, StreamExt};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::namespace::Namespace;
@@ -12,13 +15,17 @@ use crate::namespace::Namespace;
 #[derive(Clone)]
 pub(crate) struct MetadataService {
     namespace: Arc<Namespace>,
+    /// Ends the streams.
+    stop: CancellationToken,
 }
 
 impl MetadataService {
-    pub(crate) fn new(namespace: Arc<Namespace>) -> Self {
-        Self { namespace }
+    pub(crate) fn new(namespace: Arc<Namespace>, stop: CancellationToken) -> Self {
+        Self { namespace, stop }
     }
 }
+
+type Invalidations = Pin<Box<dyn Stream<Item = Result<pb::Invalidation, Status>> + Send>>;
 
 macro_rules! delegate {
     ($($rpc:ident($request:ident) -> $reply:ident = $method:ident;)+) => {
@@ -30,6 +37,17 @@ macro_rules! delegate {
                     reply.map(Response::new).map_err(Status::from)
                 }
             )+
+
+            type WatchInodesStream = Invalidations;
+
+            async fn watch_inodes(
+                &self,
+                request: Request<pb::WatchInodesRequest>,
+            ) -> Result<Response<Invalidations>, Status> {
+                let watch = self.namespace.watch_inodes(request.get_ref())?;
+                let stopped = self.stop.clone().cancelled_owned();
+                Ok(Response::new(Box::pin(watch.take_until(stopped))))
+            }
 
             async fn stat_fs(&self, _: Request<pb::StatFsRequest>) -> Result<Response<pb::StatFsReply>, Status> {
                 let reply = self.namespace.statfs().await;
@@ -52,17 +70,30 @@ delegate! {
     get_attr(GetAttrRequest) -> AttrReply = getattr;
     set_attr(SetAttrRequest) -> AttrReply = setattr;
     create(CreateRequest) -> OpenReply = create;
+    create_unnamed(CreateUnnamedRequest) -> OpenReply = create_unnamed;
     mkdir(MkdirRequest) -> AttrReply = mkdir;
     symlink(SymlinkRequest) -> AttrReply = symlink;
     mknod(MknodRequest) -> AttrReply = mknod;
     link(LinkRequest) -> AttrReply = link;
     unlink(NameRequest) -> UnlinkReply = unlink;
     rmdir(NameRequest) -> UnlinkReply = rmdir;
+    remove_tree(NameRequest) -> UnlinkReply = remove_tree;
     rename(RenameRequest) -> RenameReply = rename;
     readlink(GetAttrRequest) -> ReadlinkReply = readlink;
     read_dir(ReadDirRequest) -> ReadDirReply = readdir;
     open(OpenRequest) -> OpenReply = open_inode;
     sync(SyncRequest) -> AttrReply = sync;
     close(SyncRequest) -> AttrReply = close;
+    lock(LockRequest) -> LockReply = lock;
+    unlock(UnlockRequest) -> LockReply = unlock;
+    test_lock(TestLockRequest) -> TestLockReply = test_lock;
+    cancel_lock(CancelLockRequest) -> LockReply = cancel_lock;
+    reclaim_locks(ReclaimLocksRequest) -> ReclaimLocksReply = reclaim_locks;
+    list_locks(ListLocksRequest) -> ListLocksReply = list_locks;
+    set_xattr(SetXattrRequest) -> AttrReply = set_xattr;
+    remove_xattr(XattrRequest) -> AttrReply = remove_xattr;
+    get_xattr(XattrRequest) -> GetXattrReply = get_xattr;
+    list_xattr(GetAttrRequest) -> ListXattrReply = list_xattr;
+    close_many(CloseManyRequest) -> CloseManyReply = close_many;
     list_inodes(ListInodesRequest) -> ListInodesReply = list_inodes;
 }

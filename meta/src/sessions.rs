@@ -356,6 +356,12 @@ impl Sessions {
         self.table.lock().clients.contains_key(&id)
     }
 
+    /// Whether the client has attached and has not departed since.
+    pub(crate) fn is_attached(&self, id: ClientId) -> bool {
+        let table = self.table.lock();
+        table.clients.get(&id).is_some_and(|c| c.attached)
+    }
+
     /// The departed client's records are gone, or it is back.
     pub(crate) fn forget(&self, id: ClientId) {
         self.table.lock().departed.remove(&id);

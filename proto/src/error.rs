@@ -82,6 +82,8 @@ codes! {
     /** Too many levels of symbolic links. */ Loop = 2013, Never, 40;
     /** The attribute does not exist. */ NoAttribute = 2014, Never, 61;
     /** The two names are on different file systems. */ CrossDevice = 2015, Never, 18;
+    /** Nothing of the file lies at the offset or behind it. */ BeyondEnd = 2030, Never, 6;
+    /** The value of an attribute is too large. */ ValueTooLarge = 2020, Never, 7;
 
     // 3000: transactional key-value store
     /** Another transaction won; run it again. */ Conflict = 3000, BackOff, 11;
@@ -116,6 +118,13 @@ codes! {
     /** The disk directory belongs to another cluster or node, or is damaged. */ ForeignDisk = 6005, Never, 5;
     /** The chunk is already past the version of the request. */ StaleChunkVersion = 6006, Never, 116;
     /** The chunk holds another write that is neither committed nor replaced yet. */ PendingExists = 6007, BackOff, 11;
+
+    // 7000: locks
+    /** Another owner holds a lock that is in the way, and the request does not wait. */ LockHeld = 7000, Never, 11;
+    /** Waiting for this lock would never end: its owners wait for each other. */ Deadlock = 7001, Never, 35;
+    /** The client or the file has as many locks, or waiting requests, as it may have. */ TooManyLocks = 7002, Never, 37;
+    /** The owner's locks on this file went to others while the client was cut off. */ LockLost = 7003, Never, 5;
+    /** The client must attach, and say which locks it holds, before it asks for one. */ NoTenure = 7004, BackOff, 11;
 }
 
 /// An error as it crosses a wire: code, sentence, and where useful a hint for the retry.
@@ -196,7 +205,9 @@ impl From<Error> for tonic::Status {
     fn from(error: Error) -> Self {
         use tonic::Code;
         let grpc = match error.code {
-            ErrorCode::InvalidArgument | ErrorCode::NameTooLong => Code::InvalidArgument,
+            ErrorCode::InvalidArgument | ErrorCode::NameTooLong | ErrorCode::ValueTooLarge => {
+                Code::InvalidArgument
+            }
             ErrorCode::NotFound | ErrorCode::ChunkNotFound | ErrorCode::NoAttribute => {
                 Code::NotFound
             }
@@ -261,9 +272,30 @@ mod tests {
     }
 
     #[test]
+    fn attributes_fail_with_linux_errnos() {
+        assert_eq!(ErrorCode::NoAttribute.errno(), 61, "ENODATA");
+        assert_eq!(ErrorCode::ValueTooLarge.errno(), 7, "E2BIG");
+        assert_eq!(ErrorCode::Unsupported.errno(), 95, "EOPNOTSUPP");
+        assert_eq!(ErrorCode::ValueTooLarge.retry(), RetryClass::Never);
+    }
+
+    #[test]
     fn a_code_from_a_newer_peer_is_internal_and_not_retried() {
         assert_eq!(ErrorCode::from_number(999_999), ErrorCode::Internal);
         assert_eq!(ErrorCode::Internal.retry(), RetryClass::Never);
+    }
+
+    #[test]
+    fn lock_errors_are_what_fcntl_and_flock_report() {
+        for (code, errno, retry) in [
+            (ErrorCode::LockHeld, 11, RetryClass::Never),
+            (ErrorCode::Deadlock, 35, RetryClass::Never),
+            (ErrorCode::TooManyLocks, 37, RetryClass::Never),
+            (ErrorCode::LockLost, 5, RetryClass::Never),
+            (ErrorCode::NoTenure, 11, RetryClass::BackOff),
+        ] {
+            assert_eq!((code.errno(), code.retry()), (errno, retry), "{code:?}");
+        }
     }
 
     #[test]

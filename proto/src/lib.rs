@@ -11,7 +11,9 @@ pub mod convert;
 pub mod error;
 pub mod ids;
 pub mod layout;
+pub mod locks;
 pub mod pb;
 pub mod wire;
+pub mod xattr;
 
 pub use error::{Error, ErrorCode, Result, RetryClass};

@@ -11,12 +11,14 @@ use emberfs_proto::pb::cluster_server::{Cluster, ClusterServer};
 use emberfs_proto::pb::metadata_server::{Metadata, MetadataServer};
 use emberfs_proto::{Error, ErrorCode, pb};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
-use tokio_stream::wrappers::{TcpListenerStream, WatchStream};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, WatchStream};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
+use super::locks::FakeLocks;
+use super::xattr::Xattrs;
 use super::{CLUSTER, Shared};
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -40,7 +42,11 @@ pub(crate) struct State {
     /// Files that such a lookup refuses for now.
     pub(crate) truncating: HashSet<u64>,
     pub(crate) forgotten: bool,
+    pub(crate) locks: FakeLocks,
+    /// Where clients hear of changes by others.
+    pub(crate) watchers: Vec<mpsc::Sender<Result<pb::Invalidation, Status>>>,
     records: HashMap<u64, pb::OpenReply>,
+    xattrs: Xattrs,
     /// Verb, error, and whether the change is made before it is answered.
     faults: VecDeque<(&'static str, ErrorCode, bool)>,
     layout: Option<Layout>,
@@ -156,22 +162,31 @@ impl FakeMeta {
         state
             .changes
             .push((verb, caller.request, caller.acknowledged));
-        let fault = match state.faults.front() {
-            Some(fault) if fault.0 == verb => state.faults.pop_front(),
-            _ => None,
-        };
-        if let Some((_, code, false)) = fault {
+        let fault = state.take_fault(verb);
+        if let Some((code, false)) = fault {
             return fail(code, "told to fail");
         }
         let done = run(&mut state);
         match fault {
-            Some((_, code, true)) => fail(code, "told to lose the answer"),
+            Some((code, true)) => fail(code, "told to lose the answer"),
             _ => done,
         }
     }
 }
 
 impl State {
+    /// The next fault, if it is for this verb: its code, and whether the request is carried out.
+    pub(super) fn take_fault(&mut self, verb: &str) -> Option<(ErrorCode, bool)> {
+        let fault = self.faults.front().filter(|fault| fault.0 == verb);
+        let (code, after) = fault.map(|fault| (fault.1, fault.2))?;
+        self.faults.pop_front();
+        Some((code, after))
+    }
+
+    pub(crate) fn forget_faults(&mut self) {
+        self.faults.clear();
+    }
+
     fn new_inode(&mut self, kind: pb::FileKind, mode: u32) -> u64 {
         let inode = self.files.len() as u64 + 1;
         let now = Some(std::time::SystemTime::now().into());
@@ -233,15 +248,48 @@ impl State {
         if request.mtime.is_some() {
             attr.mtime = request.mtime;
         }
+        attr.sparse |= request.sparse;
         Ok(Response::new(pb::AttrReply { attr: Some(*attr) }))
     }
 }
 
 #[tonic::async_trait]
 impl Metadata for FakeMeta {
-    async fn attach(&self, _: Request<pb::AttachRequest>) -> Reply<pb::AttachReply> {
+    async fn close_many(
+        &self,
+        request: Request<pb::CloseManyRequest>,
+    ) -> Reply<pb::CloseManyReply> {
+        let mut state = self.state.lock();
+        for one in &request.get_ref().sessions {
+            state.sessions.remove(&one.session);
+        }
+        Ok(Response::new(pb::CloseManyReply {}))
+    }
+
+    async fn remove_tree(&self, _: Request<pb::NameRequest>) -> Reply<pb::UnlinkReply> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+
+    type WatchInodesStream = ReceiverStream<Result<pb::Invalidation, Status>>;
+
+    async fn watch_inodes(
+        &self,
+        _: Request<pb::WatchInodesRequest>,
+    ) -> Reply<Self::WatchInodesStream> {
+        let (sender, receiver) = mpsc::channel(16);
+        let first = pb::Invalidation {
+            term_ms: 300,
+            ..pb::Invalidation::default()
+        };
+        drop(sender.try_send(Ok(first)));
+        self.state.lock().watchers.push(sender);
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn attach(&self, request: Request<pb::AttachRequest>) -> Reply<pb::AttachReply> {
         let mut state = self.state.lock();
         state.attached += 1;
+        state.locks.attached(request.get_ref().caller.as_ref());
         let root = state.files.get(&1).copied();
         let cluster = CLUSTER.to_bytes();
         Ok(Response::new(pb::AttachReply {
@@ -252,8 +300,13 @@ impl Metadata for FakeMeta {
         }))
     }
 
-    async fn keep_alive(&self, _: Request<pb::KeepAliveRequest>) -> Reply<pb::KeepAliveReply> {
-        let sessions_lost = std::mem::take(&mut self.state.lock().forgotten);
+    async fn keep_alive(
+        &self,
+        request: Request<pb::KeepAliveRequest>,
+    ) -> Reply<pb::KeepAliveReply> {
+        let mut state = self.state.lock();
+        let forgotten = std::mem::take(&mut state.forgotten);
+        let sessions_lost = forgotten || state.locks.forgot(request.get_ref().caller.as_ref());
         Ok(Response::new(pb::KeepAliveReply {
             lease_ms: 300,
             sessions_lost,
@@ -333,7 +386,7 @@ impl Metadata for FakeMeta {
             }
             let inode = match existing {
                 Some(inode) => inode,
-                None => state.new_inode(pb::FileKind::File, request.mode),
+                None => state.new_inode(pb::FileKind::File, request.mode & !request.umask),
             };
             if request.truncate {
                 state.resize(inode, 0)?;
@@ -342,6 +395,18 @@ impl Metadata for FakeMeta {
             let reply = state.session(inode, request.write, existing.is_none());
             state.records.insert(number, reply);
             Ok(Response::new(reply))
+        })
+    }
+
+    async fn create_unnamed(
+        &self,
+        request: Request<pb::CreateUnnamedRequest>,
+    ) -> Reply<pb::OpenReply> {
+        let request = request.into_inner();
+        self.change("create_unnamed", request.caller.as_ref(), |state| {
+            let inode = state.new_inode(pb::FileKind::File, request.mode);
+            state.file(inode)?.nlink = 0;
+            Ok(Response::new(state.session(inode, true, true)))
         })
     }
 
@@ -379,6 +444,34 @@ impl Metadata for FakeMeta {
         Ok(Response::new(pb::ReadlinkReply { target }))
     }
 
+    async fn set_xattr(&self, request: Request<pb::SetXattrRequest>) -> Reply<pb::AttrReply> {
+        let request = request.into_inner();
+        self.change("set_xattr", request.caller.as_ref(), |state| {
+            let attr = Some(*state.file(request.inode)?);
+            state.xattrs.set(&request)?;
+            Ok(Response::new(pb::AttrReply { attr }))
+        })
+    }
+
+    async fn remove_xattr(&self, request: Request<pb::XattrRequest>) -> Reply<pb::AttrReply> {
+        let request = request.into_inner();
+        self.change("remove_xattr", request.caller.as_ref(), |state| {
+            let attr = Some(*state.file(request.inode)?);
+            state.xattrs.remove(&request)?;
+            Ok(Response::new(pb::AttrReply { attr }))
+        })
+    }
+
+    async fn get_xattr(&self, request: Request<pb::XattrRequest>) -> Reply<pb::GetXattrReply> {
+        let value = self.state.lock().xattrs.get(request.get_ref())?;
+        Ok(Response::new(pb::GetXattrReply { value }))
+    }
+
+    async fn list_xattr(&self, request: Request<pb::GetAttrRequest>) -> Reply<pb::ListXattrReply> {
+        let names = self.state.lock().xattrs.list(request.get_ref().inode);
+        Ok(Response::new(pb::ListXattrReply { names }))
+    }
+
     async fn mkdir(&self, _: Request<pb::MkdirRequest>) -> Reply<pb::AttrReply> {
         fail(ErrorCode::Unsupported, "not faked")
     }
@@ -391,8 +484,15 @@ impl Metadata for FakeMeta {
         fail(ErrorCode::Unsupported, "not faked")
     }
 
-    async fn link(&self, _: Request<pb::LinkRequest>) -> Reply<pb::AttrReply> {
-        fail(ErrorCode::Unsupported, "not faked")
+    async fn link(&self, request: Request<pb::LinkRequest>) -> Reply<pb::AttrReply> {
+        let request = request.into_inner();
+        self.change("link", request.caller.as_ref(), |state| {
+            let attr = state.file(request.inode)?;
+            attr.nlink += 1;
+            let attr = Some(*attr);
+            state.names.insert(request.name.clone(), request.inode);
+            Ok(Response::new(pb::AttrReply { attr }))
+        })
     }
 
     async fn unlink(&self, _: Request<pb::NameRequest>) -> Reply<pb::UnlinkReply> {
@@ -416,6 +516,34 @@ impl Metadata for FakeMeta {
     }
 
     async fn summary(&self, _: Request<pb::SummaryRequest>) -> Reply<pb::SummaryReply> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+
+    async fn lock(&self, request: Request<pb::LockRequest>) -> Reply<pb::LockReply> {
+        let reply = self.fake_lock(request.into_inner()).await;
+        Ok(Response::new(reply?))
+    }
+
+    async fn unlock(&self, request: Request<pb::UnlockRequest>) -> Reply<pb::LockReply> {
+        Ok(Response::new(self.fake_unlock(request.get_ref())?))
+    }
+
+    async fn test_lock(&self, request: Request<pb::TestLockRequest>) -> Reply<pb::TestLockReply> {
+        Ok(Response::new(self.fake_test(request.get_ref())?))
+    }
+
+    async fn cancel_lock(&self, request: Request<pb::CancelLockRequest>) -> Reply<pb::LockReply> {
+        Ok(Response::new(self.fake_cancel(request.get_ref())?))
+    }
+
+    async fn reclaim_locks(
+        &self,
+        request: Request<pb::ReclaimLocksRequest>,
+    ) -> Reply<pb::ReclaimLocksReply> {
+        Ok(Response::new(self.fake_reclaim(request.get_ref())?))
+    }
+
+    async fn list_locks(&self, _: Request<pb::ListLocksRequest>) -> Reply<pb::ListLocksReply> {
         fail(ErrorCode::Unsupported, "not faked")
     }
 

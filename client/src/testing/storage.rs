@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use emberfs_proto::checksum::{fragment_checksums, verify_fragments};
-use emberfs_proto::ids::{ChunkKey, NodeId, WriteTag};
+use emberfs_proto::ids::{ChainId, ChunkKey, NodeId, WriteTag};
 use emberfs_proto::wire::server::{Host, Incoming, Limits, Outgoing, Service, serve};
 use emberfs_proto::wire::{Opcode, decode, encode};
 use emberfs_proto::{Error, ErrorCode, Result, pb};
@@ -57,6 +57,16 @@ pub(crate) struct State {
     pub(crate) chunks: HashMap<ChunkKey, BytesMut>,
     pub(crate) writes: Vec<SeenWrite>,
     pub(crate) reads: Vec<SeenRead>,
+    /// Cuts that were carried out: chunk and new length.
+    pub(crate) cuts: Vec<(ChunkKey, u32)>,
+    /// Requests for lists of chunks, refused ones not counted.
+    pub(crate) lists: usize,
+    /// Chunks in one such list; `None`: as many as asked for.
+    pub(crate) list_page: Option<usize>,
+    /// Reads of this chunk fail for good.
+    pub(crate) broken: Option<ChunkKey>,
+    /// The chains of every file, in stripe order.
+    pub(crate) stripe: Vec<ChainId>,
     last: HashMap<(u128, u32), u64>,
     faults: HashMap<(u32, Opcode), VecDeque<Fault>>,
     pub(crate) writing: usize,
@@ -204,6 +214,7 @@ impl Service for NodeService {
         let done = match request.opcode {
             Opcode::Read => self.read(&request, matches!(fault, Some(Fault::Corrupt))),
             Opcode::Write => self.write(&request).await,
+            Opcode::InodeChunks => self.inode_chunks(&request),
             _ => Err(Error::new(ErrorCode::Unsupported, "not faked")),
         };
         match fault {
@@ -213,7 +224,49 @@ impl Service for NodeService {
     }
 }
 
+impl State {
+    fn cut(&mut self, key: ChunkKey, len: u32, within: u32) -> Result<Outgoing> {
+        if let Some(chunk) = self.chunks.get_mut(&key)
+            && chunk.len() > len as usize
+        {
+            if within > 0 && chunk.len() > within as usize {
+                return Err(Error::new(ErrorCode::StaleChunkVersion, "it has grown"));
+            }
+            chunk.truncate(len as usize);
+            self.cuts.push((key, len));
+        }
+        Ok(Outgoing::new(&pb::WriteReply::default()))
+    }
+}
+
 impl NodeService {
+    fn inode_chunks(&self, request: &Incoming) -> Result<Outgoing> {
+        let body: pb::InodeChunksRequest = decode(request.body.clone())?;
+        self.current(body.chain.as_ref())?;
+        let chain = ChainId(body.chain.unwrap().chain);
+        let mut state = self.state.lock();
+        state.lists += 1;
+        let here = |index: u32| state.stripe[index as usize % state.stripe.len()] == chain;
+        let chunks = state.chunks.iter().filter(|(key, chunk)| {
+            let asked = (body.first..=body.last).contains(&key.index.0);
+            key.inode.0 == body.inode && asked && here(key.index.0) && !chunk.is_empty()
+        });
+        let chunks = chunks.map(|(key, chunk)| pb::InodeChunk {
+            index: key.index.0,
+            len: chunk.len() as u32,
+        });
+        let mut chunks: Vec<_> = chunks.collect();
+        chunks.sort_by_key(|chunk| chunk.index);
+        let limit = state.list_page.unwrap_or(4096).min(body.limit as usize);
+        let next = chunks.get(limit).map(|chunk| chunk.index);
+        chunks.truncate(limit);
+        Ok(Outgoing::new(&pb::InodeChunksReply {
+            chunks,
+            more: next.is_some(),
+            next: next.unwrap_or(0),
+        }))
+    }
+
     fn current(&self, chain: Option<&pb::ChainRef>) -> Result<()> {
         let current = self.version.load(Ordering::SeqCst);
         if chain.unwrap().version == current {
@@ -248,6 +301,9 @@ impl NodeService {
                         newer_version,
                         ..pb::ErrorBody::default()
                     });
+                }
+                (Ok(()), _) if state.broken == Some(key) => {
+                    result.status = ErrorCode::NoSpace as u32;
                 }
                 (Ok(()), None) => result.status = ErrorCode::ChunkNotFound as u32,
                 (Ok(()), Some(chunk)) => {
@@ -301,7 +357,8 @@ impl NodeService {
             state.writes.push(seen);
             return Err(error);
         }
-        assert_eq!(body.len as usize, data.len());
+        let cuts = body.kind() == pb::WriteKind::Truncate;
+        assert!(cuts || body.len as usize == data.len());
         verify_fragments(body.offset, data, body.page_size, &body.checksums)
             .map_err(|_| Error::new(ErrorCode::ChecksumMismatch, "damaged on the way"))?;
         let last = state.last.entry((tag.client.0, tag.channel)).or_default();
@@ -310,6 +367,13 @@ impl NodeService {
         }
         seen.applied = tag.sequence > *last;
         *last = tag.sequence;
+        if cuts {
+            if seen.applied {
+                let within = body.within;
+                return state.cut(key, body.len, within);
+            }
+            return Ok(Outgoing::new(&pb::WriteReply::default()));
+        }
         if seen.applied {
             let chunk = state.chunks.entry(key).or_default();
             let end = body.offset as usize + data.len();

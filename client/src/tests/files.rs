@@ -102,7 +102,7 @@ async fn a_server_that_forgot_the_client_gets_all_files_again() {
     file.sync().await.unwrap();
     file.close().await.unwrap();
     reader.close().await.unwrap();
-    assert!(cluster.meta.state.lock().sessions.is_empty());
+    eventually("closed", || cluster.meta.state.lock().sessions.is_empty()).await;
 }
 
 #[tokio::test]

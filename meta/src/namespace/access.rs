@@ -1,7 +1,8 @@
-//! Who may do what: mode bits, ownership, sticky and setgid directories. The one place for it.
+//! Who may do what: mode bits, ACLs, ownership, sticky and setgid directories. The one place for it.
 
 use emberfs_proto::{Error, ErrorCode, Result, pb};
 
+use super::acl::Acl;
 use super::records::InodeRecord;
 
 /// Permission to read.
@@ -50,7 +51,7 @@ impl Cred {
     }
 }
 
-/// Whether the mode bits grant all of `want`.
+/// Whether the mode bits, or the access ACL where there is one, grant all of `want`.
 pub(crate) fn allows(cred: &Cred, inode: &InodeRecord, want: u32) -> bool {
     if cred.is_root() {
         // Root may everything, except execute a file that nobody may.
@@ -58,6 +59,10 @@ pub(crate) fn allows(cred: &Cred, inode: &InodeRecord, want: u32) -> bool {
     }
     let granted = if cred.uid == inode.uid {
         inode.mode >> 6
+    } else if !inode.acl.is_empty() {
+        // One that cannot be read admits nobody; the owner and root can replace it.
+        let acl = Acl::of(inode).ok().flatten();
+        return acl.is_some_and(|acl| acl.admits(cred, inode.gid, want));
     } else if cred.in_group(inode.gid) {
         inode.mode >> 3
     } else {
@@ -66,7 +71,7 @@ pub(crate) fn allows(cred: &Cred, inode: &InodeRecord, want: u32) -> bool {
     granted & want == want
 }
 
-/// [`ErrorCode::PermissionDenied`] unless the mode bits grant all of `want`.
+/// [`ErrorCode::PermissionDenied`] unless [`allows`].
 pub(crate) fn check(cred: &Cred, inode: &InodeRecord, want: u32) -> Result<()> {
     if allows(cred, inode, want) {
         return Ok(());
@@ -76,8 +81,13 @@ pub(crate) fn check(cred: &Cred, inode: &InodeRecord, want: u32) -> Result<()> {
         .filter(|(bit, _)| want & bit != 0)
         .map(|(_, letter)| *letter)
         .collect();
+    let acl = if inode.acl.is_empty() {
+        ""
+    } else {
+        ", with an ACL"
+    };
     let what = format!(
-        "uid {} gid {} may not {asked} inode {} (mode {:04o}, owner {}:{})",
+        "uid {} gid {} may not {asked} inode {} (mode {:04o}, owner {}:{}{acl})",
         cred.uid,
         cred.gid,
         inode.id(),

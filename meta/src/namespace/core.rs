@@ -16,7 +16,9 @@ use super::ids::Ids;
 use super::keys;
 use super::records::{Answer, ClientRecord, InodeRecord, SessionRecord, decode};
 use super::tx::Tx;
+use crate::interests::Interests;
 use crate::kv::{self, Engine, RetryPolicy};
+use crate::locks::Locks;
 use crate::sessions::Sessions;
 
 /// The chain table that new files use.
@@ -37,6 +39,9 @@ pub(crate) struct Core {
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) policy: RetryPolicy,
     pub(crate) sessions: Arc<Sessions>,
+    pub(crate) locks: Locks,
+    /// What clients have cached.
+    pub(crate) interests: Arc<Interests>,
     pub(crate) map: watch::Receiver<Arc<ClusterMap>>,
     pub(crate) defaults: LayoutDefaults,
     /// Told when an inode may have become garbage that nobody has open.
@@ -83,6 +88,10 @@ pub(crate) enum Operation {
     Rmdir = 8,
     Rename = 9,
     Open = 10,
+    CreateUnnamed = 30,
+    SetXattr = 20,
+    RemoveXattr = 21,
+    RemoveTree = 40,
 }
 
 /// What an attempt of an operation came to.
@@ -104,9 +113,11 @@ impl Core {
         sessions: Arc<Sessions>,
     ) -> Result<Self> {
         let core = Self {
+            locks: Locks::new(sessions.lease()),
             engine,
             policy: RetryPolicy::default(),
             sessions,
+            interests: Arc::default(),
             map,
             defaults,
             garbage: Notify::new(),
@@ -144,7 +155,11 @@ impl Core {
                     host,
                     acknowledged,
                     attach,
+                    tenure,
                 } = record;
+                if tenure != 0 {
+                    self.locks.restore(id, tenure);
+                }
                 self.sessions.restore_client(id, host, acknowledged, attach);
             }
             Ok(())
@@ -182,14 +197,49 @@ impl Core {
     /// Looks at one snapshot.
     pub(crate) fn read<T>(&self, body: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<T> {
         let mut txn = self.engine.begin();
-        body(&mut Tx::read_only(self, &mut *txn))
+        body(&mut Tx::read_only(self, &mut *txn, None))
+    }
+
+    /// As [`Self::read`], for a client that may cache what it is told: what changes meanwhile is either in the
+    /// answer or told afterwards.
+    pub(crate) fn read_for<T>(
+        &self,
+        client: ClientId,
+        body: impl Fn(&mut Tx<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let noter = self.interests.noter(client);
+        let look = || {
+            let mut txn = self.engine.begin();
+            body(&mut Tx::read_only(self, &mut *txn, noter.clone()))
+        };
+        let before = self.interests.clock();
+        let seen = look();
+        if noter.is_none() || self.interests.clock() == before {
+            return seen;
+        }
+        // Everything is noted now: what changes after this look is told.
+        look()
     }
 
     /// Runs a transaction that may run twice without harm.
-    pub(crate) fn write<T>(&self, mut body: impl FnMut(&mut Tx<'_>) -> Result<T>) -> Result<T> {
-        kv::run_idempotent(&*self.engine, &self.policy, |txn| {
-            body(&mut Tx::new(self, txn))
-        })
+    pub(crate) fn write<T>(&self, body: impl FnMut(&mut Tx<'_>) -> Result<T>) -> Result<T> {
+        self.write_for(None, body)
+    }
+
+    /// As [`Self::write`], on behalf of a client, who need not be told of its own changes.
+    pub(crate) fn write_for<T>(
+        &self,
+        client: Option<ClientId>,
+        mut body: impl FnMut(&mut Tx<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let noter = client.and_then(|client| self.interests.noter(client));
+        let (value, changed) = kv::run_idempotent(&*self.engine, &self.policy, |txn| {
+            let mut tx = Tx::new(self, txn, noter.clone());
+            let value = body(&mut tx)?;
+            Ok((value, tx.into_changed()))
+        })?;
+        self.interests.changed(client, &changed);
+        Ok(value)
     }
 
     /// Runs a request exactly once: its answer is recorded in the same transaction, and a retry
@@ -223,7 +273,7 @@ impl Core {
         self.sessions
             .touch(who.client, who.request, who.acknowledged)?;
         let key = keys::answer(who.client, who.request);
-        self.write(|tx| {
+        self.write_for(Some(who.client), |tx| {
             if let Some(answer) = tx.get::<Answer>(&key)? {
                 return replay(who, operation, answer).map(Step::Done);
             }

@@ -22,6 +22,7 @@ impl Namespace {
     /// for the next call.
     pub(crate) async fn expire(self: &Arc<Self>, now: Instant) -> Result<()> {
         let orphans = self.core.sessions.expire(now);
+        self.expire_locks(now).await?;
         let ends = futures::stream::iter(orphans).map(|orphan| async move {
             if let Err(error) = self.end_orphan(orphan).await {
                 let Orphan { inode, session, .. } = orphan;
@@ -65,7 +66,12 @@ impl Namespace {
         };
         self.blocking(move |core| {
             core.write(|tx| {
-                if let (Some(settled), Some(mut file)) = (settled, tx.inode(inode)?) {
+                let file = tx.inode(inode)?;
+                if settled.is_none() && file.as_ref().is_some_and(|file| file.nlink > 0) {
+                    // It was given its first name meanwhile.
+                    return Ok(false);
+                }
+                if let (Some(settled), Some(mut file)) = (settled, file) {
                     if file.epoch() != settled.epoch || tx.trim_intent(inode)?.is_some() {
                         return Ok(false);
                     }
@@ -73,6 +79,8 @@ impl Namespace {
                     let epoch = file.epoch;
                     length::report(&mut file, settled.end, epoch, None)?;
                     if file.size > before {
+                        // The writer cannot say any more what it left out.
+                        file.sparse = true;
                         file.mtime = tx.now;
                         file.ctime = tx.now;
                         tx.put_inode(&file);

@@ -13,6 +13,8 @@
 //! | `R` client request | [`super::records::Answer`]: what a request was answered |
 //! | `S` inode session | [`super::records::SessionRecord`] |
 //! | `T` inode | [`super::records::TrimIntent`] |
+//! | `X` inode name | [`super::records::Xattr`]: an extended attribute that is no ACL |
+//! | `W` inode | empty: a directory without a name that is to be emptied |
 //!
 //! `C` and `U` belong to the cluster manager.
 
@@ -158,6 +160,21 @@ pub(crate) fn parse_trim(key: &[u8]) -> Option<InodeId> {
     Some(InodeId(u64::from_be_bytes(key.get(1..)?.try_into().ok()?)))
 }
 
+/// An extended attribute.
+pub(crate) fn xattr(inode: InodeId, name: &[u8]) -> Vec<u8> {
+    key(b'X', &[&inode.0.to_be_bytes(), name])
+}
+
+/// All extended attributes of an inode.
+pub(crate) fn xattrs(inode: InodeId) -> Span {
+    Span::prefix(xattr(inode, b""))
+}
+
+/// The name in a key of [`xattrs`].
+pub(crate) fn xattr_name(key: &[u8]) -> &[u8] {
+    key.get(9..).unwrap_or_default()
+}
+
 /// What a request was answered.
 pub(crate) fn answer(client: ClientId, request: u64) -> Vec<u8> {
     key(b'R', &[&client.0.to_be_bytes(), &request.to_be_bytes()])
@@ -186,6 +203,21 @@ pub(crate) fn clients() -> Span {
 /// The client of a key of [`clients`].
 pub(crate) fn parse_client(key: &[u8]) -> Option<ClientId> {
     ClientId::from_bytes(key.get(1..)?)
+}
+
+/// A directory that is to be emptied.
+pub(crate) fn doomed(inode: InodeId) -> Vec<u8> {
+    key(b'W', &[&inode.0.to_be_bytes()])
+}
+
+/// All directories that are to be emptied.
+pub(crate) fn all_doomed() -> Span {
+    Span::prefix(vec![b'W'])
+}
+
+/// The inode of a key of [`all_doomed`].
+pub(crate) fn parse_doomed(key: &[u8]) -> Option<InodeId> {
+    Some(InodeId(u64::from_be_bytes(key.get(1..)?.try_into().ok()?)))
 }
 
 fn parse_pair(key: &[u8]) -> Option<(u64, u64)> {
@@ -219,6 +251,16 @@ mod tests {
             names.sort();
             let names: Vec<_> = names.iter().map(|n| dentry(InodeId(parent), n)).collect();
             prop_assert_eq!(sorted, names);
+        }
+
+        #[test]
+        fn attributes_of_an_inode_are_one_range(inode: u64, other: u64, name: Vec<u8>) {
+            let span = xattrs(InodeId(inode));
+            let key = xattr(InodeId(inode), &name);
+            prop_assert!(span.range().contains(&key.as_slice()));
+            prop_assert_eq!(xattr_name(&key), name.as_slice());
+            let foreign = xattr(InodeId(other), &name);
+            prop_assert_eq!(span.range().contains(&foreign.as_slice()), inode == other);
         }
 
         #[test]

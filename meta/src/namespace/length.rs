@@ -32,6 +32,8 @@ pub(crate) fn resize(tx: &mut Tx<'_>, file: &mut InodeRecord, size: u64) -> Resu
         };
         tx.put(&keys::trim(file.id()), &intent);
     }
+    // Nothing is left of an empty file, and with it no hole.
+    file.sparse = size > 0 && (file.sparse || size > file.size);
     file.size = size;
     file.mtime = tx.now;
     file.ctime = tx.now;
@@ -62,6 +64,8 @@ pub(crate) fn report(
             _ => return Ok(false),
         }
     };
+    // Whoever wrote before a truncation cannot know what it left.
+    file.sparse |= epoch != file.epoch && end > file.size;
     file.size = file.size.max(end);
     Ok(true)
 }

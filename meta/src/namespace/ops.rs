@@ -10,3 +10,6 @@ pub(crate) mod rename;
 pub(crate) mod report;
 pub(crate) mod setattr;
 pub(crate) mod sync;
+pub(crate) mod tree;
+pub(crate) mod unnamed;
+pub(crate) mod xattr;

@@ -78,9 +78,29 @@ pub(crate) struct InodeRecord {
     /// Of a symbolic link.
     #[prost(bytes = "bytes", tag = "15")]
     pub(crate) target: Bytes,
-    /// Deletion of the chunks has begun: nobody may open this inode any more.
+    /// Deletion of the chunks has begun: nobody may open this inode any more. Of a directory: it is being emptied.
     #[prost(bool, tag = "16")]
     pub(crate) condemned: bool,
+    /// Of a file that was created without a name, may be given one and has none yet: the time in its
+    /// garbage record's key, nanoseconds. 0: any other.
+    #[prost(uint64, tag = "30")]
+    pub(crate) unnamed_since: u64,
+    /// Of a file: it may have holes. Says nothing of a file whose writers were older than this field.
+    #[prost(bool, tag = "31")]
+    pub(crate) sparse: bool,
+    /// Access ACL as [`super::acl`] encodes it; empty: the mode tells everything. Of its owner, mask and
+    /// other entries the mode's bits count.
+    #[prost(bytes = "bytes", tag = "20")]
+    pub(crate) acl: Bytes,
+    /// Of a directory: the ACL that children begin with; empty: none.
+    #[prost(bytes = "bytes", tag = "21")]
+    pub(crate) default_acl: Bytes,
+    /// Bytes of the names of all [`Xattr`] records, each with a NUL; 0: there are none.
+    #[prost(uint32, tag = "22")]
+    pub(crate) xattr_names: u32,
+    /// Bytes of their values.
+    #[prost(uint32, tag = "23")]
+    pub(crate) xattr_values: u32,
 }
 
 impl InodeRecord {
@@ -152,6 +172,9 @@ pub(crate) struct ClientRecord {
     /// Which attach wrote this, drawn at random.
     #[prost(uint64, tag = "3")]
     pub(crate) attach: u64,
+    /// Under which its locks are held; 0: it has none. See `locks/tenure.rs`.
+    #[prost(uint64, tag = "4")]
+    pub(crate) tenure: u64,
 }
 
 /// A truncation whose chunks are not all cut yet.
@@ -163,6 +186,13 @@ pub(crate) struct TrimIntent {
     pub(crate) epoch: u64,
     #[prost(message, required, tag = "3")]
     pub(crate) layout: pb::LayoutMsg,
+}
+
+/// An extended attribute.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Xattr {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) value: Bytes,
 }
 
 /// The answer to a request, for a retry of it.
@@ -209,6 +239,22 @@ mod tests {
         };
         let golden = [
             1, 8, 172, 2, 16, 1, 24, 164, 3, 48, 1, 56, 5, 66, 0, 74, 0, 82, 0, 104, 2,
+        ];
+        assert_eq!(encode(&record), golden);
+        assert_eq!(decode::<InodeRecord>(&golden), Ok(record));
+    }
+
+    #[test]
+    fn what_an_inode_record_tells_of_attributes_keeps_its_encoding() {
+        let record = InodeRecord {
+            acl: Bytes::from_static(&[7]),
+            default_acl: Bytes::from_static(&[8, 9]),
+            xattr_names: 300,
+            xattr_values: 5,
+            ..InodeRecord::default()
+        };
+        let golden = [
+            1, 66, 0, 74, 0, 82, 0, 162, 1, 1, 7, 170, 1, 2, 8, 9, 176, 1, 172, 2, 184, 1, 5,
         ];
         assert_eq!(encode(&record), golden);
         assert_eq!(decode::<InodeRecord>(&golden), Ok(record));

@@ -1,13 +1,19 @@
 //! Tests of the namespace over the memory engine (and RocksDB where the disk matters), with chunks in
 //! memory.
 
+mod acl;
+mod attributes;
 mod durability;
 mod exactly_once;
 mod fixture;
 mod length;
+mod locks;
 mod model;
 mod permissions;
 mod posix;
 mod races;
 mod rename;
 mod sessions;
+mod tree;
+mod unnamed;
+mod xattr;

@@ -5,6 +5,8 @@
 //! of one directory do not conflict with each other. For the same reason what entries change of
 //! their directory (times, number of subdirectories) is kept in keys of its own that are written
 //! without being read.
+//!
+//! **Caches.** What its caller is told is noted, and what it changes is collected, see [`crate::interests`].
 
 use bytes::Bytes;
 use emberfs_proto::ids::InodeId;
@@ -16,6 +18,7 @@ use super::core::Core;
 use super::keys::{self, Span};
 use super::records::{Dentry, DirTimes, InodeRecord, TrimIntent, decode, encode};
 use super::{names, time};
+use crate::interests::{Changed, Noter};
 use crate::kv::Transaction;
 
 /// See the module.
@@ -25,24 +28,46 @@ pub(crate) struct Tx<'a> {
     pub(crate) now: pb::Time,
     txn: &'a mut dyn Transaction,
     conflicts: bool,
+    /// Notes what its caller is told.
+    noter: Option<Noter>,
+    /// What it changes, for those who cached it.
+    changed: Changed,
 }
 
 impl<'a> Tx<'a> {
     /// A transaction that will be committed.
-    pub(crate) fn new(core: &'a Core, txn: &'a mut dyn Transaction) -> Self {
+    pub(crate) fn new(core: &'a Core, txn: &'a mut dyn Transaction, noter: Option<Noter>) -> Self {
         Self {
             core,
             now: time::now(),
             txn,
             conflicts: true,
+            noter,
+            changed: Changed::default(),
         }
     }
 
     /// One that only looks at one snapshot.
-    pub(crate) fn read_only(core: &'a Core, txn: &'a mut dyn Transaction) -> Self {
+    pub(crate) fn read_only(
+        core: &'a Core,
+        txn: &'a mut dyn Transaction,
+        noter: Option<Noter>,
+    ) -> Self {
         Self {
             conflicts: false,
-            ..Self::new(core, txn)
+            ..Self::new(core, txn, noter)
+        }
+    }
+
+    /// What it has changed.
+    pub(crate) fn into_changed(self) -> Changed {
+        self.changed
+    }
+
+    /// Its caller is told names of this directory.
+    pub(crate) fn note_names(&self, directory: InodeId) {
+        if let Some(noter) = &self.noter {
+            noter.names(directory);
         }
     }
 
@@ -111,6 +136,9 @@ impl<'a> Tx<'a> {
     pub(crate) fn dir(&mut self, id: InodeId) -> Result<InodeRecord> {
         let gone = || Error::new(ErrorCode::NotFound, format!("directory {id} was deleted"));
         let record = self.inode(id)?.ok_or_else(gone)?;
+        if record.is_dir() && record.condemned {
+            return Err(gone());
+        }
         if !record.is_dir() {
             let what = format!("inode {id} is not a directory");
             return Err(Error::new(ErrorCode::NotDirectory, what));
@@ -119,6 +147,7 @@ impl<'a> Tx<'a> {
     }
 
     pub(crate) fn put_inode(&mut self, record: &InodeRecord) {
+        self.changed.inodes.push(record.id());
         self.put(&keys::inode(record.id()), record);
     }
 
@@ -133,11 +162,15 @@ impl<'a> Tx<'a> {
 
     /// Removes an inode and what belongs to it.
     pub(crate) fn drop_inode(&mut self, record: &InodeRecord) {
+        self.changed.inodes.push(record.id());
         self.delete(&keys::inode(record.id()));
         self.add(keys::INODES, -1);
         if record.is_dir() {
             self.delete(&keys::dir_times(record.id()));
             self.delete(&keys::subdirs(record.id()));
+        }
+        if record.xattr_names > 0 {
+            self.delete_span(&keys::xattrs(record.id()));
         }
     }
 
@@ -158,6 +191,7 @@ impl<'a> Tx<'a> {
     }
 
     pub(crate) fn dentry(&mut self, parent: InodeId, name: &[u8]) -> Result<Option<Dentry>> {
+        self.note_names(parent);
         self.get(&keys::dentry(parent, name))
     }
 
@@ -167,10 +201,17 @@ impl<'a> Tx<'a> {
             kind: inode.kind,
         };
         self.put(&keys::dentry(parent, name), &dentry);
+        self.name_changed(parent, name);
+    }
+
+    fn name_changed(&mut self, parent: InodeId, name: &[u8]) {
+        let name = Bytes::copy_from_slice(name);
+        self.changed.names.push((parent, name));
     }
 
     pub(crate) fn delete_dentry(&mut self, parent: InodeId, name: &[u8]) {
         self.delete(&keys::dentry(parent, name));
+        self.name_changed(parent, name);
     }
 
     /// Whether a directory has no entries. Conflicts with every entry made meanwhile.
@@ -180,6 +221,7 @@ impl<'a> Tx<'a> {
 
     /// Entries of the directory changed now.
     pub(crate) fn touch_dir(&mut self, id: InodeId) {
+        self.changed.inodes.push(id);
         let now = self.now;
         let times = DirTimes {
             mtime: now,
@@ -203,6 +245,9 @@ impl<'a> Tx<'a> {
 
     /// Attributes as users see them.
     pub(crate) fn attr(&mut self, record: &InodeRecord) -> Result<pb::Attr> {
+        if let Some(noter) = &self.noter {
+            noter.attributes(record.id());
+        }
         let mut attr = pb::Attr {
             inode: record.id,
             kind: record.kind,
@@ -218,6 +263,9 @@ impl<'a> Tx<'a> {
             layout: record.layout,
             truncate_epoch: record.epoch,
             generation: 1,
+            sparse: record.sparse,
+            has_acl: !record.acl.is_empty() || !record.default_acl.is_empty(),
+            has_xattrs: record.xattr_names > 0,
         };
         if record.is_dir() {
             let times = self.get::<DirTimes>(&keys::dir_times(record.id()))?;

@@ -81,6 +81,7 @@ async fn both_services_answer_on_one_port_and_what_was_done_survives_a_restart()
         parent: 1,
         name: "d".into(),
         mode: 0o755,
+        ..pb::MkdirRequest::default()
     };
     let made = meta.mkdir(mkdir).await.unwrap().into_inner().attr.unwrap();
     // A client of another cluster, whose metadata server had this address before.

@@ -48,6 +48,7 @@ opcodes! {
     /** A client's write, truncate or remove of a chunk, to the head. */ Write = 11;
     /** End of an inode's data on one chain. */ LastChunk = 12;
     /** Cut or remove an inode's chunks on one chain. */ Trim = 13;
+    /** Which chunks of an inode hold bytes on one chain. */ InodeChunks = 14;
     /** A write on its way along the chain. */ Forward = 20;
     /** A replica asks the tail which version is committed. */ QueryVersion = 21;
     /** What a SYNCING target holds. */ SyncList = 22;
@@ -167,7 +168,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn header() -> impl Strategy<Value = Header> {
-        let opcodes = prop::sample::select(vec![Opcode::Hello, Opcode::Read, Opcode::Forward]);
+        let opcodes = vec![
+            Opcode::Hello,
+            Opcode::Read,
+            Opcode::InodeChunks,
+            Opcode::Forward,
+        ];
+        let opcodes = prop::sample::select(opcodes);
         let kinds = prop::sample::select(vec![Kind::Request, Kind::Reply]);
         (
             opcodes,
@@ -209,6 +216,21 @@ mod tests {
             let bytes: [u8; 64] = bytes.concat().try_into().unwrap();
             prop_assert_eq!(Header::decode(&bytes).unwrap_err().code, ErrorCode::Protocol);
         }
+    }
+
+    #[test]
+    fn opcodes_keep_their_numbers() {
+        for (number, opcode) in [
+            (10, Opcode::Read),
+            (11, Opcode::Write),
+            (12, Opcode::LastChunk),
+            (13, Opcode::Trim),
+            (14, Opcode::InodeChunks),
+        ] {
+            assert_eq!(Opcode::from_number(number), Some(opcode));
+            assert_eq!(opcode as u16, number);
+        }
+        assert_eq!(Opcode::from_number(15), None);
     }
 
     #[test]

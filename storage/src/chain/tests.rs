@@ -300,7 +300,10 @@ fn a_truncate_that_is_sent_again_after_a_fail_over_cuts_nothing_twice() {
         request: RequestId(1),
         chain_version: ChainVersion(1),
         update: Update {
-            kind: UpdateKind::Truncate { len: 0 },
+            kind: UpdateKind::Truncate {
+                len: 0,
+                within: u32::MAX,
+            },
             ..update(key, tag(0, 7))
         },
         trim: Some(tag(0, 7)),

@@ -109,6 +109,9 @@ pub enum UpdateKind {
     Truncate {
         /// The new length.
         len: u32,
+        /// Of a chunk that is longer than this nothing is cut, and the head refuses; `u32::MAX`: however
+        /// long it is. So nothing is lost that was written behind a range to be cut.
+        within: u32,
     },
     /// Removes the chunk and its record.
     Remove,

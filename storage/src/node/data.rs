@@ -1,5 +1,6 @@
 //! The data plane of a storage node: what each opcode does.
 
+mod chunks;
 mod messages;
 
 use std::collections::BTreeSet;
@@ -62,6 +63,7 @@ impl Service for Data {
             Opcode::QueryVersion => self.query_version(decode(body)?).await,
             Opcode::LastChunk => self.last_chunk(decode(body)?).await,
             Opcode::Trim => self.trim(decode(body)?).await,
+            Opcode::InodeChunks => self.inode_chunks(decode(body)?).await,
             Opcode::SyncList => self.sync_list(decode(body)?).await,
             Opcode::SyncDone => self.sync_done(decode(body)?).await,
             Opcode::Fetch => self.fetch(decode(body)?, request.deadline).await,
@@ -442,7 +444,10 @@ impl Data {
                 };
                 let kind = match request.remove {
                     true => UpdateKind::Remove,
-                    false if meta.max_len() > keep => UpdateKind::Truncate { len: keep },
+                    false if meta.max_len() > keep => UpdateKind::Truncate {
+                        len: keep,
+                        within: u32::MAX,
+                    },
                     false => return None,
                 };
                 let (chunk_size, page_size) = (meta.chunk_size, meta.page_size);

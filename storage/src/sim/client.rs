@@ -265,7 +265,11 @@ impl World {
                 }
             }
             Kind::Truncate { len } => {
-                let update = update(UpdateKind::Truncate { len: *len }, Some(work.tag));
+                let kind = UpdateKind::Truncate {
+                    len: *len,
+                    within: u32::MAX,
+                };
+                let update = update(kind, Some(work.tag));
                 Request::Trim {
                     chain,
                     version,

@@ -158,7 +158,7 @@ impl World {
             Err(error) => return self.answer(call, host, Err(error)),
         };
         let due = match update.kind {
-            UpdateKind::Truncate { len } => meta.is_some_and(|m| m.max_len() > len),
+            UpdateKind::Truncate { len, .. } => meta.is_some_and(|m| m.max_len() > len),
             _ => meta.is_some(),
         };
         if !due {

@@ -6,6 +6,7 @@ use emberfs_proto::{Error, ErrorCode, Result};
 
 use super::open::{self, Want};
 use crate::namespace::access::{self, Cred};
+use crate::namespace::acl;
 use crate::namespace::core::{Step, Who};
 use crate::namespace::names;
 use crate::namespace::records::InodeRecord;
@@ -37,7 +38,7 @@ pub(crate) fn create(
     }
     access::check(&who.cred, &dir, access::WRITE)?;
 
-    let file = new_file(tx, &who.cred, &dir, &req.name, req.mode)?;
+    let file = new_file(tx, &who.cred, &dir, &req.name, req.mode, req.umask)?;
     // What one creates one may write, whatever the mode says.
     let session = open::begin_session(tx, who, file.id(), req.write, held)?;
     let attr = Some(tx.attr(&file)?);
@@ -60,7 +61,7 @@ pub(crate) fn mknod(tx: &mut Tx<'_>, cred: &Cred, req: &pb::MknodRequest) -> Res
     }
     access::check(cred, &dir, access::WRITE)?;
     let node = match kind {
-        FileKind::File => new_file(tx, cred, &dir, &req.name, req.mode)?,
+        FileKind::File => new_file(tx, cred, &dir, &req.name, req.mode, req.umask)?,
         FileKind::CharDevice | FileKind::BlockDevice if !cred.is_root() => {
             let what = "only root may create device nodes";
             return Err(Error::new(ErrorCode::NotPermitted, what));
@@ -68,6 +69,7 @@ pub(crate) fn mknod(tx: &mut Tx<'_>, cred: &Cred, req: &pb::MknodRequest) -> Res
         FileKind::Fifo | FileKind::Socket | FileKind::CharDevice | FileKind::BlockDevice => {
             let (mode, gid) = access::inherit(cred, &dir, false, req.mode);
             let mut node = tx.fresh(kind, mode, cred.uid, gid)?;
+            acl::inherit(&dir, &mut node, req.umask)?;
             if matches!(kind, FileKind::CharDevice | FileKind::BlockDevice) {
                 node.rdev = req.rdev;
             }
@@ -89,12 +91,25 @@ fn new_file(
     dir: &InodeRecord,
     name: &[u8],
     mode: u32,
+    umask: u32,
+) -> Result<InodeRecord> {
+    let file = fresh_file(tx, cred, dir, (mode, umask))?;
+    add(tx, dir.id(), name, &file);
+    Ok(file)
+}
+
+/// A file that inherits from a directory, neither stored nor named yet.
+pub(super) fn fresh_file(
+    tx: &Tx<'_>,
+    cred: &Cred,
+    dir: &InodeRecord,
+    (mode, umask): (u32, u32),
 ) -> Result<InodeRecord> {
     let layout = tx.core.new_layout(dir)?;
     let (mode, gid) = access::inherit(cred, dir, false, mode);
     let mut file = tx.fresh(FileKind::File, mode, cred.uid, gid)?;
+    acl::inherit(dir, &mut file, umask)?;
     file.layout = Some(layout.into());
-    add(tx, dir.id(), name, &file);
     Ok(file)
 }
 

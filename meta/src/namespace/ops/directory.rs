@@ -5,6 +5,7 @@ use emberfs_proto::pb::{self, FileKind};
 use emberfs_proto::{Error, ErrorCode, Result};
 
 use crate::namespace::access::{self, Cred};
+use crate::namespace::acl;
 use crate::namespace::names;
 use crate::namespace::tx::Tx;
 
@@ -20,6 +21,7 @@ pub(crate) fn mkdir(tx: &mut Tx<'_>, cred: &Cred, req: &pb::MkdirRequest) -> Res
 
     let (mode, gid) = access::inherit(cred, &dir, true, req.mode);
     let mut child = tx.fresh(FileKind::Directory, mode, cred.uid, gid)?;
+    acl::inherit(&dir, &mut child, req.umask)?;
     child.layout = dir.layout;
     child.parent = req.parent;
     tx.add_inode(&child);

@@ -4,6 +4,7 @@ use emberfs_proto::ids::InodeId;
 use emberfs_proto::pb::{self, FileKind};
 use emberfs_proto::{Error, ErrorCode, Result};
 
+use super::unnamed;
 use crate::namespace::access::{self, Cred};
 use crate::namespace::names;
 use crate::namespace::tx::Tx;
@@ -29,11 +30,7 @@ pub(crate) fn link(tx: &mut Tx<'_>, cred: &Cred, req: &pb::LinkRequest) -> Resul
         return Err(Error::new(ErrorCode::NotPermitted, what));
     }
     if inode.nlink == 0 {
-        let what = format!(
-            "inode {} was unlinked and is about to be deleted",
-            inode.id()
-        );
-        return Err(Error::new(ErrorCode::NotFound, what));
+        unnamed::keep(tx, &mut inode)?;
     }
     if inode.nlink >= MAX_LINKS {
         let what = format!("inode {} has {MAX_LINKS} names already", inode.id());

@@ -8,6 +8,7 @@ use emberfs_proto::ids::{InodeId, SessionId};
 use emberfs_proto::pb::{self, FileKind};
 use emberfs_proto::{Error, ErrorCode, Result};
 
+use super::xattr;
 use crate::namespace::core::{Step, Who};
 use crate::namespace::records::{InodeRecord, SessionRecord};
 use crate::namespace::tx::Tx;
@@ -82,6 +83,7 @@ pub(super) fn open_file(
         if !who.cred.is_root() {
             file.mode = access::without_set_ids(file.mode);
         }
+        xattr::drop_capability(tx, &mut file)?;
         length::resize(tx, &mut file, 0)?;
         tx.put_inode(&file);
     }

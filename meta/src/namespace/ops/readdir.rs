@@ -25,6 +25,7 @@ pub(crate) fn readdir(
         0 => DEFAULT_ENTRIES,
         limit => limit.min(MAX_ENTRIES),
     };
+    tx.note_names(id);
     let mut span = keys::dentries(id);
     if !req.after.is_empty() {
         span = span.after(&keys::dentry(id, &req.after));

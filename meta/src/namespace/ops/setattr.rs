@@ -3,6 +3,7 @@
 use emberfs_proto::ids::{InodeId, SessionId};
 use emberfs_proto::{Error, ErrorCode, Result, pb};
 
+use super::xattr;
 use crate::namespace::access::{self, Cred, SETGID, SETUID};
 use crate::namespace::core::{Step, Who};
 use crate::namespace::records::{DirTimes, InodeRecord};
@@ -21,6 +22,10 @@ pub(crate) fn setattr(
         return Ok(Step::Blocked(inode.id()));
     }
     change_owner(cred, &mut inode, req.uid, req.gid)?;
+    let owner_changes = req.uid.is_some() || req.gid.is_some();
+    if (owner_changes && !inode.is_dir()) || req.size.is_some() {
+        xattr::drop_capability(tx, &mut inode)?;
+    }
     if let Some(mode) = req.mode {
         change_mode(cred, &mut inode, &before, mode)?;
     }

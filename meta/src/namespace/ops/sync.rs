@@ -8,6 +8,7 @@ use emberfs_proto::ids::{InodeId, SessionId, TruncateEpoch};
 use emberfs_proto::layout::Layout;
 use emberfs_proto::{Error, ErrorCode, Result, pb};
 
+use super::xattr;
 use crate::namespace::core::Who;
 use crate::namespace::records::InodeRecord;
 use crate::namespace::tx::Tx;
@@ -57,13 +58,16 @@ pub(crate) fn sync(
             if !length::report(&mut inode, end, req.truncate_epoch, settled)? {
                 return Ok(Report::Settle(inode.file_layout()?, inode.epoch()));
             }
+            inode.sparse |= req.sparse;
             let grown = inode.size > before.size;
             let default = if grown { tx.now } else { before.mtime };
             inode.mtime = time::asked(req.mtime, false, tx.now)?.unwrap_or(default);
             if !who.cred.is_root() {
                 inode.mode = access::without_set_ids(inode.mode);
             }
+            // A report that tells nothing new comes from writes before, not from one since.
             if inode != before {
+                xattr::drop_capability(tx, &mut inode)?;
                 inode.ctime = tx.now;
                 tx.put_inode(&inode);
             }
@@ -74,6 +78,16 @@ pub(crate) fn sync(
     }
     let attr = Some(tx.attr(&inode)?);
     Ok(Report::Done(pb::AttrReply { attr }))
+}
+
+/// Ends the records of those sessions that write.
+pub(crate) fn close_many(tx: &mut Tx<'_>, who: &Who, sessions: &[pb::SessionRef]) {
+    for one in sessions {
+        let (inode, session) = (InodeId(one.inode), SessionId(one.session));
+        if tx.core.sessions.check(who.client, inode, session) == Some(true) {
+            tx.delete(&keys::session(inode, session));
+        }
+    }
 }
 
 /// The session is gone (the client was silent for too long): who may write the file now may also say

@@ -15,6 +15,7 @@ async fn a_repeated_request_has_one_effect_and_one_answer() {
         exclusive: true,
         write: true,
         truncate: false,
+        ..Default::default()
     };
     let first = f.ns.create(create.clone()).await.unwrap();
     assert_eq!(f.ns.create(create.clone()).await, Ok(first));
@@ -68,6 +69,7 @@ async fn answers_outlive_a_restart_and_go_when_acknowledged() {
         parent: ROOT,
         name: bytes("d"),
         mode: 0o755,
+        ..Default::default()
     };
     let first = f.ns.mkdir(request.clone()).await.unwrap();
     let f = f.restart();
@@ -97,6 +99,7 @@ async fn copies_that_run_at_once_have_one_effect() {
         exclusive: true,
         write: true,
         truncate: false,
+        ..Default::default()
     };
     let copies = (0..8).map(|_| f.ns.create(request.clone()));
     let replies = futures::future::join_all(copies).await;
@@ -117,6 +120,7 @@ async fn numbers_are_required_and_belong_to_one_operation() {
         parent: ROOT,
         name: bytes("d"),
         mode: 0,
+        ..Default::default()
     };
     f.ns.mkdir(request).await.unwrap();
     assert_eq!(code(f.ns.rmdir(unlink.clone()).await), InvalidArgument);

@@ -200,6 +200,7 @@ impl Fixture {
             parent,
             name,
             mode,
+            ..Default::default()
         };
         Ok(self.ns.mkdir(request).await?.attr.unwrap())
     }
@@ -228,6 +229,7 @@ impl Fixture {
             exclusive: true,
             truncate: false,
             write: true,
+            ..Default::default()
         };
         self.ns.create(request).await
     }
@@ -282,6 +284,7 @@ impl Fixture {
             end: Some(end),
             truncate_epoch: epoch,
             mtime: None,
+            sparse: false,
         };
         Ok(self.ns.sync(request).await?.attr.unwrap())
     }

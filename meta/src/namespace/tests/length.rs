@@ -41,6 +41,7 @@ async fn a_report_sets_the_time_of_the_last_write() {
         end,
         truncate_epoch: 0,
         mtime,
+        sparse: false,
     };
     assert_eq!(f.ns.sync(request).await.unwrap().attr.unwrap().mtime, mtime);
 }
@@ -180,4 +181,42 @@ async fn a_truncation_is_cut_once_and_reports_wait_for_it() {
     let attr = reporting.await.unwrap().unwrap();
     assert_eq!(attr.size, 2000);
     assert_eq!(*f.chunks.cuts.lock(), [(file.into(), 10)]);
+}
+
+#[tokio::test]
+async fn a_file_is_sparse_if_it_may_have_holes() {
+    let f = Fixture::new();
+    let opened = f.create(f.root(), ROOT, "a", 0o644).await.unwrap();
+    let (file, session) = (opened.attr.unwrap().inode, opened.session);
+    let sparse = async || f.attr(file).await.unwrap().sparse;
+    f.sync(file, session, 100, 0).await.unwrap();
+    f.truncate(file, 50).await.unwrap();
+    assert!(!sparse().await, "written from the beginning, and cut");
+    f.truncate(file, 51).await.unwrap();
+    assert!(sparse().await, "extended");
+    f.truncate(file, 50).await.unwrap();
+    assert!(sparse().await);
+    f.truncate(file, 0).await.unwrap();
+    assert!(!sparse().await, "nothing is left");
+
+    let epoch = f.attr(file).await.unwrap().truncate_epoch;
+    let request = pb::SyncRequest {
+        caller: f.root(),
+        inode: file,
+        session,
+        end: Some(10),
+        truncate_epoch: epoch,
+        mtime: None,
+        sparse: true,
+    };
+    assert!(f.ns.sync(request).await.unwrap().attr.unwrap().sparse);
+    f.truncate(file, 0).await.unwrap();
+    f.chunks.write(file, 70);
+    f.sync(file, session, 70, epoch).await.unwrap();
+    assert!(sparse().await, "from before a truncation");
+    f.truncate(file, 0).await.unwrap();
+    f.chunks.write(file, 80);
+    f.expire_after(std::time::Duration::from_mins(1)).await;
+    assert_eq!(f.attr(file).await.unwrap().size, 80);
+    assert!(sparse().await, "settled from the chunks");
 }

@@ -16,6 +16,7 @@ async fn special_files() {
             kind,
             mode: 0o600,
             rdev: 0x103,
+            ..Default::default()
         })
     };
     let fifo = mknod(f.root(), FileKind::Fifo, "p")

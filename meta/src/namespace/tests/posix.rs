@@ -67,6 +67,7 @@ async fn create_on_an_existing_name() {
             exclusive,
             truncate,
             write: true,
+            ..Default::default()
         })
     };
     assert_eq!(code(create("a", true, false).await), Exists);

@@ -348,3 +348,35 @@ async fn an_open_that_races_with_collection_succeeds_or_finds_nothing() {
         }
     }
 }
+
+#[tokio::test]
+async fn many_sessions_end_by_one_request_and_only_ones_own() {
+    let f = Fixture::new();
+    let file = f.file(ROOT, "a").await.inode;
+    let mut sessions = Vec::new();
+    for write in [true, false, true] {
+        let session = f.open(file, write).await.unwrap().session;
+        sessions.push(pb::SessionRef {
+            inode: file,
+            session,
+        });
+    }
+    let foreign = pb::CloseManyRequest {
+        caller: f.client(9, 0),
+        sessions: sessions.clone(),
+    };
+    f.ns.close_many(foreign).await.unwrap();
+    assert_eq!(f.summary().await.sessions, 3);
+    let own = pb::CloseManyRequest {
+        caller: f.root(),
+        sessions,
+    };
+    for _ in 0..2 {
+        f.ns.close_many(own.clone()).await.unwrap();
+        let summary = f.summary().await;
+        assert_eq!((summary.sessions, summary.write_sessions), (0, 0));
+    }
+    // Nothing comes back with a restart.
+    let f = f.restart();
+    assert_eq!(f.summary().await.sessions, 0);
+}

@@ -46,8 +46,17 @@ pub(super) fn head(op: &Op, meta: Option<&ChunkMeta>) -> Decision {
     if let Some(answer) = op.update.tag.and_then(|tag| remembered(tag, meta)) {
         return Decision::Answer(answer);
     }
-    if matches!(op.update.kind, UpdateKind::Truncate { len } if len >= meta.committed_len) {
-        return nothing();
+    if let UpdateKind::Truncate { len, within } = op.update.kind {
+        if len >= meta.committed_len {
+            return nothing();
+        }
+        if meta.committed_len > within {
+            let what = format!(
+                "chunk {} has {} bytes by now, and was to be cut only if it has at most {within}",
+                op.update.key, meta.committed_len
+            );
+            return Decision::Answer(Err(Error::new(ErrorCode::StaleChunkVersion, what)));
+        }
     }
     Decision::Prepare {
         version: ChunkVersion(meta.committed.0 + 1),
@@ -197,7 +206,8 @@ pub(super) fn engine_kind(op: &Op, whole: bool) -> PrepareKind {
             checksums: checksums.clone(),
             size_hint: *size_hint,
         },
-        UpdateKind::Truncate { len } => PrepareKind::Truncate { len: *len },
+        // The head has seen that the chunk is no longer than it may be.
+        UpdateKind::Truncate { len, .. } => PrepareKind::Truncate { len: *len },
         UpdateKind::Remove => PrepareKind::Remove,
     }
 }

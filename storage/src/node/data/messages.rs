@@ -65,7 +65,7 @@ fn write_message(update: &Update, chain: pb::ChainRef) -> (pb::WriteRequest, Opt
             message.size_hint = *size_hint;
             Some(data.clone())
         }
-        UpdateKind::Truncate { len } => {
+        UpdateKind::Truncate { len, .. } => {
             message.set_kind(pb::WriteKind::Truncate);
             message.len = *len;
             None
@@ -190,7 +190,13 @@ pub(super) fn update(message: &pb::WriteRequest, payload: Bytes, whole: bool) ->
                 size_hint: message.size_hint.min(chunk_size),
             }
         }
-        pb::WriteKind::Truncate => UpdateKind::Truncate { len: message.len },
+        pb::WriteKind::Truncate => UpdateKind::Truncate {
+            len: message.len,
+            within: match message.within {
+                0 => u32::MAX,
+                within => within,
+            },
+        },
         pb::WriteKind::Remove => UpdateKind::Remove,
         pb::WriteKind::Unspecified => return Err(invalid("unknown kind of write".to_owned())),
     };

@@ -1,0 +1,88 @@
+//! Hearing of what others change: for those who cache names and attributes.
+
+use std::time::Duration;
+
+use emberfs_proto::{Error, ErrorCode, Result, pb};
+use tokio::sync::mpsc;
+
+use crate::core::Core;
+use crate::meta_rpc::Effect;
+use crate::{Client, Creds};
+
+/// Events that may wait for who caches; then the server's messages wait, and it says when it lost some.
+const QUEUE: usize = 256;
+
+/// What happened to things that were cached.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CacheEvent {
+    /// From now on changes by others are told. What the server says after this may be believed for so long without
+    /// asking again.
+    Watching(Duration),
+    /// Others have changed something.
+    Changed(pb::Invalidation),
+    /// Changes are not told any more, and some may have been missed: believe nothing for longer than without watching.
+    Blind,
+}
+
+impl Client {
+    /// Watches for changes by other clients until the receiver is dropped or the client shut down; after a loss of
+    /// the metadata server again.
+    pub fn watch(&self) -> mpsc::Receiver<CacheEvent> {
+        let (events, receiver) = mpsc::channel(QUEUE);
+        let core = self.core.clone();
+        let stop = core.stop.clone();
+        let weak = std::sync::Arc::downgrade(&core);
+        core.runtime
+            .spawn(stop.run_until_cancelled_owned(async move {
+                loop {
+                    let Some(core) = weak.upgrade() else { return };
+                    let ended = follow(&core, &events).await;
+                    if events.send(CacheEvent::Blind).await.is_err() {
+                        return;
+                    }
+                    tracing::debug!(error = %ended, "no invalidations come; trying again");
+                    drop(core);
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }));
+        receiver
+    }
+}
+
+/// Pause before a lost stream is opened again.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Passes on one stream of invalidations until it ends; answers why.
+async fn follow(core: &Core, events: &mpsc::Sender<CacheEvent>) -> Error {
+    let mut stream = match open(core).await {
+        Ok(stream) => stream,
+        Err(error) => return error,
+    };
+    let mut first = true;
+    loop {
+        let event = match stream.message().await {
+            Ok(Some(message)) if first => {
+                first = false;
+                CacheEvent::Watching(Duration::from_millis(u64::from(message.term_ms)))
+            }
+            Ok(Some(message)) => CacheEvent::Changed(message),
+            Ok(None) => return Error::new(ErrorCode::Unavailable, "the server ended the stream"),
+            Err(status) => return status.into(),
+        };
+        if events.send(event).await.is_err() {
+            return Error::new(ErrorCode::Unavailable, "nobody listens any more");
+        }
+    }
+}
+
+async fn open(core: &Core) -> Result<tonic::Streaming<pb::Invalidation>> {
+    let send = |mut client: pb::metadata_client::MetadataClient<tonic::transport::Channel>,
+                caller| {
+        let request = pb::WatchInodesRequest {
+            caller: Some(caller),
+        };
+        async move { client.watch_inodes(request).await }
+    };
+    let creds = Creds::default();
+    core.meta.run("watch", &creds, Effect::Reads, send).await
+}

@@ -1,0 +1,468 @@
+//! What clients have cached, so that they can be told when somebody else changes it.
+//!
+//! A client that *watches* is noted for every inode whose attributes it is told, and for every directory that it
+//! looks a name up in, **before** they are read: a change that is not in the answer then comes after it, as
+//! an invalidation. What it is told it may believe for [`TERM`] without asking again; so a note needs to be kept for
+//! that long only, and notes live in two generations of which the older one is dropped each term. No other state
+//! is kept, nothing is waited for: a client that cannot be reached believes something old for a term at most.
+//!
+//! (Leases for cached attributes: Gray and Cheriton, 1989; here a change does not wait for them.)
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use emberfs_proto::ids::{ClientId, InodeId};
+use emberfs_proto::pb;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+/// How long a watching client may believe what it was told.
+pub(crate) const TERM: Duration = Duration::from_secs(10);
+/// Messages that may wait for one client; when there are more, it is told to believe nothing.
+const QUEUE: usize = 1024;
+/// Notes per generation and shard; beyond it there are no more until the next term, so that a change may show as
+/// late as that. 16 to 24 bytes each.
+const MAX_NOTES: usize = 64 << 10;
+/// Locks, so that requests do not meet.
+const SHARDS: usize = 16;
+
+/// Number of a watching client; never reused.
+type Slot = u32;
+
+/// See the module.
+pub(crate) struct Interests {
+    /// Counts changes; see [`Self::clock`].
+    clock: AtomicU64,
+    watchers: Mutex<Watchers>,
+    shards: [Mutex<Shard>; SHARDS],
+}
+
+#[derive(Default)]
+struct Watchers {
+    slots: HashMap<ClientId, Slot>,
+    streams: HashMap<Slot, Stream>,
+    last: Slot,
+}
+
+struct Stream {
+    client: ClientId,
+    messages: mpsc::Sender<pb::Invalidation>,
+    /// Messages were lost for want of room.
+    lossy: bool,
+}
+
+struct Shard {
+    since: Instant,
+    /// This term's notes, and the last one's: inode, its attributes (false) or the names in it (true).
+    notes: [Notes; 2],
+}
+
+#[derive(Default)]
+struct Notes {
+    by_inode: HashMap<(InodeId, bool), Vec<Slot>>,
+    count: usize,
+}
+
+/// What changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changed {
+    /// Attributes, and perhaps contents, of these.
+    pub(crate) inodes: Vec<InodeId>,
+    /// What these names mean.
+    pub(crate) names: Vec<(InodeId, bytes::Bytes)>,
+}
+
+impl Default for Interests {
+    fn default() -> Self {
+        let shard = || {
+            Mutex::new(Shard {
+                since: Instant::now(),
+                notes: Default::default(),
+            })
+        };
+        Self {
+            clock: AtomicU64::new(0),
+            watchers: Mutex::default(),
+            shards: std::array::from_fn(|_| shard()),
+        }
+    }
+}
+
+impl Interests {
+    /// A client begins to watch; an earlier stream of its ends.
+    pub(crate) fn watch(self: &Arc<Self>, client: ClientId) -> Watch {
+        let (messages, receiver) = mpsc::channel(QUEUE);
+        let first = pb::Invalidation {
+            term_ms: TERM.as_millis() as u32,
+            ..pb::Invalidation::default()
+        };
+        messages
+            .try_send(first)
+            .expect("a channel that was just made has room");
+        let mut watchers = self.watchers.lock();
+        watchers.last += 1;
+        let slot = watchers.last;
+        if let Some(old) = watchers.slots.insert(client, slot) {
+            watchers.streams.remove(&old);
+        }
+        let stream = Stream {
+            client,
+            messages,
+            lossy: false,
+        };
+        watchers.streams.insert(slot, stream);
+        Watch {
+            interests: self.clone(),
+            slot,
+            messages: receiver,
+        }
+    }
+
+    /// Notes what a client is told; `None` if it does not watch.
+    pub(crate) fn noter(self: &Arc<Self>, client: ClientId) -> Option<Noter> {
+        let slot = self.watchers.lock().slots.get(&client).copied()?;
+        let interests = self.clone();
+        Some(Noter { interests, slot })
+    }
+
+    /// Moves after each change became visible and before its notes are looked for. So who looked, noted, and
+    /// finds the clock where it was before he looked, has either seen every change or will be told of it.
+    pub(crate) fn clock(&self) -> u64 {
+        self.clock.load(Ordering::SeqCst)
+    }
+
+    fn shard(&self, inode: InodeId) -> &Mutex<Shard> {
+        &self.shards[inode.0 as usize % SHARDS]
+    }
+
+    fn note(&self, slot: Slot, inode: InodeId, names: bool) {
+        let mut shard = self.shard(inode).lock();
+        shard.turn(Instant::now());
+        let notes = &mut shard.notes[0];
+        if notes.count >= MAX_NOTES {
+            return;
+        }
+        let slots = notes.by_inode.entry((inode, names)).or_default();
+        if !slots.contains(&slot) {
+            slots.push(slot);
+            notes.count += 1;
+        }
+    }
+
+    /// Something was changed, durably; all who may have cached it are told, but not `by`, who did it.
+    pub(crate) fn changed(&self, by: Option<ClientId>, changed: &Changed) {
+        self.clock.fetch_add(1, Ordering::SeqCst);
+        if self.watchers.lock().streams.is_empty() {
+            return;
+        }
+        let mut messages: HashMap<Slot, pb::Invalidation> = HashMap::new();
+        for &inode in &changed.inodes {
+            for slot in self.take(inode) {
+                messages.entry(slot).or_default().inodes.push(inode.0);
+            }
+        }
+        for (directory, name) in &changed.names {
+            for slot in self.interested(*directory) {
+                let entry = pb::EntryName {
+                    parent: directory.0,
+                    name: name.clone(),
+                };
+                messages.entry(slot).or_default().names.push(entry);
+            }
+        }
+        let mut watchers = self.watchers.lock();
+        for (slot, message) in messages {
+            if let Some(stream) = watchers.streams.get_mut(&slot)
+                && Some(stream.client) != by
+            {
+                stream.send(message);
+            }
+        }
+    }
+
+    /// Asks a client to give up the right to append to this file, if it watches.
+    pub(crate) fn append_wanted(&self, holder: ClientId, inode: InodeId) {
+        let mut watchers = self.watchers.lock();
+        let slot = watchers.slots.get(&holder).copied();
+        if let Some(stream) = slot.and_then(|slot| watchers.streams.get_mut(&slot)) {
+            stream.send(pb::Invalidation {
+                append_wanted: vec![inode.0],
+                ..pb::Invalidation::default()
+            });
+        }
+    }
+
+    /// Who has cached the attributes: they ask anew after they are told.
+    fn take(&self, inode: InodeId) -> Vec<Slot> {
+        let mut shard = self.shard(inode).lock();
+        shard.turn(Instant::now());
+        let mut slots = Vec::new();
+        for notes in &mut shard.notes {
+            if let Some(found) = notes.by_inode.remove(&(inode, false)) {
+                notes.count -= found.len();
+                slots.extend(found);
+            }
+        }
+        distinct(slots)
+    }
+
+    /// Who has cached names of the directory: others than the one that changed stay cached.
+    fn interested(&self, directory: InodeId) -> Vec<Slot> {
+        let mut shard = self.shard(directory).lock();
+        shard.turn(Instant::now());
+        let found = shard.notes.iter();
+        let found = found.filter_map(|notes| notes.by_inode.get(&(directory, true)));
+        distinct(found.flatten().copied().collect())
+    }
+
+    /// Notes kept, for tests.
+    #[cfg(test)]
+    fn notes(&self) -> usize {
+        let count = |shard: &Mutex<Shard>| {
+            let shard = shard.lock();
+            shard.notes.iter().map(|notes| notes.count).sum::<usize>()
+        };
+        self.shards.iter().map(count).sum()
+    }
+}
+
+fn distinct(slots: Vec<Slot>) -> Vec<Slot> {
+    let unique: HashSet<Slot> = slots.into_iter().collect();
+    unique.into_iter().collect()
+}
+
+impl Shard {
+    /// Begins a new term if it is time.
+    fn turn(&mut self, now: Instant) {
+        let age = now.saturating_duration_since(self.since);
+        if age < TERM {
+            return;
+        }
+        // A note is kept for one whole term at least.
+        self.notes.swap(0, 1);
+        self.notes[0] = Notes::default();
+        if age >= TERM * 2 {
+            self.notes[1] = Notes::default();
+        }
+        self.since = now;
+    }
+}
+
+impl Stream {
+    /// Never waits. What finds no room makes the next message one that says to believe nothing.
+    fn send(&mut self, message: pb::Invalidation) {
+        let message = if self.lossy {
+            pb::Invalidation {
+                everything: true,
+                ..pb::Invalidation::default()
+            }
+        } else {
+            message
+        };
+        self.lossy = self.messages.try_send(message).is_err();
+    }
+}
+
+/// Notes what one client is about to be told.
+#[derive(Clone)]
+pub(crate) struct Noter {
+    interests: Arc<Interests>,
+    slot: Slot,
+}
+
+impl Noter {
+    /// The attributes of this.
+    pub(crate) fn attributes(&self, inode: InodeId) {
+        self.interests.note(self.slot, inode, false);
+    }
+
+    /// What a name in this directory means, or that it means nothing.
+    pub(crate) fn names(&self, directory: InodeId) {
+        self.interests.note(self.slot, directory, true);
+    }
+}
+
+/// A client's stream of invalidations; dropping it ends its interests.
+pub(crate) struct Watch {
+    interests: Arc<Interests>,
+    slot: Slot,
+    messages: mpsc::Receiver<pb::Invalidation>,
+}
+
+impl futures::Stream for Watch {
+    type Item = Result<pb::Invalidation, tonic::Status>;
+
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        self.messages
+            .poll_recv(context)
+            .map(|message| message.map(Ok))
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let mut watchers = self.interests.watchers.lock();
+        if let Some(stream) = watchers.streams.remove(&self.slot)
+            && watchers.slots.get(&stream.client) == Some(&self.slot)
+        {
+            watchers.slots.remove(&stream.client);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use futures::{FutureExt, StreamExt};
+
+    use super::*;
+
+    const A: ClientId = ClientId(1);
+    const B: ClientId = ClientId(2);
+    const FILE: InodeId = InodeId(7);
+    const DIR: InodeId = InodeId(8);
+
+    fn next(watch: &mut Watch) -> Option<pb::Invalidation> {
+        watch
+            .next()
+            .now_or_never()
+            .flatten()
+            .map(|message| message.expect("no status is ever sent"))
+    }
+
+    /// A stream whose first message, which says how it works, has come.
+    fn watch(interests: &Arc<Interests>, client: ClientId) -> Watch {
+        let mut watch = interests.watch(client);
+        let first = next(&mut watch).expect("a first message");
+        assert_eq!(u128::from(first.term_ms), TERM.as_millis());
+        watch
+    }
+
+    fn note(interests: &Arc<Interests>, client: ClientId, inode: InodeId) {
+        if let Some(noter) = interests.noter(client) {
+            noter.attributes(inode);
+        }
+    }
+
+    fn note_names(interests: &Arc<Interests>, client: ClientId) {
+        if let Some(noter) = interests.noter(client) {
+            noter.names(DIR);
+        }
+    }
+
+    fn attributes() -> Changed {
+        Changed {
+            inodes: vec![FILE],
+            names: Vec::new(),
+        }
+    }
+
+    fn name(name: &'static [u8]) -> Changed {
+        Changed {
+            inodes: Vec::new(),
+            names: vec![(DIR, Bytes::from_static(name))],
+        }
+    }
+
+    #[test]
+    fn whoever_was_told_hears_of_changes_by_others() {
+        let interests = Arc::new(Interests::default());
+        let (mut a, mut b) = (watch(&interests, A), watch(&interests, B));
+        note(&interests, A, FILE);
+        interests.changed(Some(A), &attributes());
+        assert_eq!(next(&mut a), None, "its own change");
+        note(&interests, A, FILE);
+        interests.changed(Some(B), &attributes());
+        assert_eq!(next(&mut a).map(|m| m.inodes), Some(vec![7]));
+        assert_eq!(next(&mut b), None, "it was never told");
+        interests.changed(Some(B), &attributes());
+        assert_eq!(next(&mut a), None, "once, until it asks again");
+    }
+
+    #[test]
+    fn names_stay_cached_beside_the_one_that_changed() {
+        let interests = Arc::new(Interests::default());
+        let mut a = watch(&interests, A);
+        note_names(&interests, A);
+        for changed in [b"x", b"y"] {
+            interests.changed(Some(B), &name(changed));
+            let told = next(&mut a).expect("an invalidation");
+            assert_eq!(
+                (told.names[0].parent, &told.names[0].name[..]),
+                (8, &changed[..])
+            );
+        }
+    }
+
+    #[test]
+    fn who_does_not_watch_is_not_noted() {
+        let interests = Arc::new(Interests::default());
+        note(&interests, A, FILE);
+        drop(watch(&interests, B));
+        note_names(&interests, B);
+        assert_eq!(interests.notes(), 0);
+        // A new stream does not hear what was noted for the old one.
+        let old = watch(&interests, A);
+        note(&interests, A, FILE);
+        let mut new = watch(&interests, A);
+        interests.changed(Some(B), &attributes());
+        assert_eq!(next(&mut new), None);
+        drop(old);
+        note(&interests, A, FILE);
+        assert_eq!(
+            interests.notes(),
+            1,
+            "the end of the old stream is not that of the new one"
+        );
+    }
+
+    #[test]
+    fn a_stream_that_is_not_read_says_so_and_stays_bounded() {
+        let interests = Arc::new(Interests::default());
+        let mut a = watch(&interests, A);
+        note_names(&interests, A);
+        for _ in 0..QUEUE + 5 {
+            interests.changed(Some(B), &name(b"x"));
+        }
+        for _ in 0..QUEUE {
+            assert!(next(&mut a).is_some_and(|message| !message.everything));
+        }
+        assert_eq!(next(&mut a), None);
+        interests.changed(Some(B), &name(b"x"));
+        assert!(next(&mut a).is_some_and(|message| message.everything));
+        interests.changed(Some(B), &name(b"x"));
+        assert!(next(&mut a).is_some_and(|message| !message.everything));
+    }
+
+    #[test]
+    fn notes_last_a_term_and_not_for_ever() {
+        let mut shard = Shard {
+            since: Instant::now(),
+            notes: Default::default(),
+        };
+        let begun = shard.since;
+        let key = (FILE, false);
+        shard.notes[0].by_inode.insert(key, vec![1]);
+        shard.turn(begun + TERM);
+        assert!(shard.notes[1].by_inode.contains_key(&key), "still believed");
+        shard.turn(begun + TERM * 2);
+        assert!(shard.notes.iter().all(|notes| notes.by_inode.is_empty()));
+        shard.turn(begun + TERM * 1000);
+        assert!(shard.since <= begun + TERM * 1000 && shard.since >= begun + TERM * 998);
+    }
+
+    #[test]
+    fn notes_are_bounded() {
+        let interests = Arc::new(Interests::default());
+        let _a = watch(&interests, A);
+        for n in 0..4 * MAX_NOTES as u64 {
+            note(&interests, A, InodeId(n * SHARDS as u64));
+        }
+        assert_eq!(interests.notes(), MAX_NOTES);
+    }
+}
