@@ -7,6 +7,8 @@ SHELL := /bin/bash
 CARGO ?= cargo
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),$(CURDIR)/target)
 PACKAGES := clang libclang-dev fuse3 pkg-config python3
+# What tests run on a mount.
+TEST_PACKAGES := git rsync
 # Where `make run` keeps its cluster and mounts it.
 DIR ?= $(CURDIR)/emberfs-data
 MNT ?= $(CURDIR)/emberfs-mnt
@@ -46,6 +48,7 @@ run: build ## bring up a cluster, mount it, write and read a file through the mo
 	@.ci/first-light "$(TARGET)/release/emberfs" "$(DIR)" "$(MNT)"
 
 # The tests of whole clusters run the `emberfs` that is built beside them.
+test: PACKAGES += $(TEST_PACKAGES)
 test: deps fmt-check lint ## format check, lints, and every test
 	@$(BUILD) $(if $(NEXTEST),nextest run --locked --workspace --profile $(if $(CI),ci,default),test --locked --workspace)
 

@@ -4,10 +4,12 @@ use std::future::Future;
 
 use bytes::Bytes;
 use emberfs_client::{
-    Attr, Client, CreateFlags, Creds, File, OpenFlags, RenameFlags, Result, SetAttr,
+    Allocate, Attr, CacheEvent, Client, CreateFlags, Creds, File, LockInfo, LockRequest, LockSpace,
+    NewMode, OpenFlags, RenameFlags, Result, SetAttr, Whence, XattrFlags,
 };
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::pb;
+use tokio::sync::mpsc;
 
 /// A file system that the handler can serve; each method is the client's of the same name.
 pub(crate) trait Backend: Send + Sync + 'static {
@@ -23,6 +25,8 @@ pub(crate) trait Backend: Send + Sync + 'static {
         name: &[u8],
     ) -> impl Future<Output = Result<Attr>> + Send;
     fn getattr(&self, inode: InodeId) -> impl Future<Output = Result<Attr>> + Send;
+    /// Blocks of 512 bytes that it takes, without holes and counted once.
+    fn blocks(&self, attr: &Attr) -> impl Future<Output = Result<u64>> + Send;
     fn setattr(
         &self,
         creds: &Creds,
@@ -35,7 +39,14 @@ pub(crate) trait Backend: Send + Sync + 'static {
         creds: &Creds,
         parent: InodeId,
         name: &[u8],
-        mode: u32,
+        mode: NewMode,
+        flags: CreateFlags,
+    ) -> impl Future<Output = Result<(Attr, Self::File)>> + Send;
+    fn create_unnamed(
+        &self,
+        creds: &Creds,
+        parent: InodeId,
+        mode: NewMode,
         flags: CreateFlags,
     ) -> impl Future<Output = Result<(Attr, Self::File)>> + Send;
     fn open(
@@ -49,7 +60,7 @@ pub(crate) trait Backend: Send + Sync + 'static {
         creds: &Creds,
         parent: InodeId,
         name: &[u8],
-        mode: u32,
+        mode: NewMode,
     ) -> impl Future<Output = Result<Attr>> + Send;
     fn symlink(
         &self,
@@ -64,7 +75,7 @@ pub(crate) trait Backend: Send + Sync + 'static {
         parent: InodeId,
         name: &[u8],
         kind: pb::FileKind,
-        mode: u32,
+        mode: NewMode,
         rdev: u32,
     ) -> impl Future<Output = Result<Attr>> + Send;
     fn link(
@@ -102,7 +113,61 @@ pub(crate) trait Backend: Send + Sync + 'static {
         after: &[u8],
         limit: u32,
     ) -> impl Future<Output = Result<pb::ReadDirReply>> + Send;
+    fn get_xattr(
+        &self,
+        creds: &Creds,
+        inode: InodeId,
+        name: &[u8],
+    ) -> impl Future<Output = Result<Bytes>> + Send;
+    fn set_xattr(
+        &self,
+        creds: &Creds,
+        inode: InodeId,
+        name: &[u8],
+        value: &[u8],
+        flags: XattrFlags,
+    ) -> impl Future<Output = Result<()>> + Send;
+    fn remove_xattr(
+        &self,
+        creds: &Creds,
+        inode: InodeId,
+        name: &[u8],
+    ) -> impl Future<Output = Result<()>> + Send;
+    fn list_xattr(
+        &self,
+        creds: &Creds,
+        inode: InodeId,
+    ) -> impl Future<Output = Result<Vec<Bytes>>> + Send;
+    /// Dropped while it waits, it gives the wait up.
+    fn set_lock(
+        &self,
+        inode: InodeId,
+        lock: LockRequest,
+        wait: bool,
+    ) -> impl Future<Output = Result<()>> + Send;
+    fn test_lock(
+        &self,
+        inode: InodeId,
+        lock: LockRequest,
+    ) -> impl Future<Output = Result<Option<LockInfo>>> + Send;
+    fn release_locks(
+        &self,
+        inode: InodeId,
+        owner: u64,
+        space: LockSpace,
+    ) -> impl Future<Output = Result<()>> + Send;
+    /// Answers how many bytes were copied; fewer than `len` at the end of `from`.
+    fn copy_range(
+        &self,
+        from: &Self::File,
+        from_offset: u64,
+        to: &Self::File,
+        to_offset: u64,
+        len: u64,
+    ) -> impl Future<Output = Result<u64>> + Send;
     fn statfs(&self, creds: &Creds) -> impl Future<Output = Result<pb::StatFsReply>> + Send;
+    /// What other machines change, from now on; `None` where nobody can tell.
+    fn watch(&self) -> Option<mpsc::Receiver<CacheEvent>>;
     fn shutdown(&self) -> impl Future<Output = ()> + Send;
 }
 
@@ -111,8 +176,18 @@ pub(crate) trait OpenFile: Clone + Send + Sync + 'static {
     /// Short only at the end of the file.
     fn read(&self, offset: u64, len: usize) -> impl Future<Output = Result<Bytes>> + Send;
     fn write(&self, offset: u64, data: Bytes) -> impl Future<Output = Result<()>> + Send;
+    /// Length as far as it is known here, buffered writes included.
+    fn size(&self) -> u64;
     /// Every buffered write of this inode is durable and its length is reported.
     fn sync(&self) -> impl Future<Output = Result<Attr>> + Send;
+    fn allocate(
+        &self,
+        offset: u64,
+        len: u64,
+        how: Allocate,
+    ) -> impl Future<Output = Result<()>> + Send;
+    /// Where data or a hole begins, at `offset` or after it.
+    fn seek(&self, offset: u64, whence: Whence) -> impl Future<Output = Result<u64>> + Send;
     fn close(self) -> impl Future<Output = Result<()>> + Send;
 }
 
@@ -135,6 +210,10 @@ impl Backend for Client {
         self.getattr(inode).await
     }
 
+    async fn blocks(&self, attr: &Attr) -> Result<u64> {
+        self.blocks(attr).await
+    }
+
     async fn setattr(
         &self,
         creds: &Creds,
@@ -150,18 +229,34 @@ impl Backend for Client {
         creds: &Creds,
         parent: InodeId,
         name: &[u8],
-        mode: u32,
+        mode: NewMode,
         flags: CreateFlags,
     ) -> Result<(Attr, File)> {
-        self.create(creds, parent, name, mode, flags).await
+        self.create_with(creds, parent, name, mode, flags).await
+    }
+
+    async fn create_unnamed(
+        &self,
+        creds: &Creds,
+        parent: InodeId,
+        mode: NewMode,
+        flags: CreateFlags,
+    ) -> Result<(Attr, File)> {
+        self.create_unnamed(creds, parent, mode, flags).await
     }
 
     async fn open(&self, creds: &Creds, inode: InodeId, flags: OpenFlags) -> Result<(Attr, File)> {
         self.open(creds, inode, flags).await
     }
 
-    async fn mkdir(&self, creds: &Creds, parent: InodeId, name: &[u8], mode: u32) -> Result<Attr> {
-        self.mkdir(creds, parent, name, mode).await
+    async fn mkdir(
+        &self,
+        creds: &Creds,
+        parent: InodeId,
+        name: &[u8],
+        mode: NewMode,
+    ) -> Result<Attr> {
+        self.mkdir_with(creds, parent, name, mode).await
     }
 
     async fn symlink(
@@ -180,10 +275,10 @@ impl Backend for Client {
         parent: InodeId,
         name: &[u8],
         kind: pb::FileKind,
-        mode: u32,
+        mode: NewMode,
         rdev: u32,
     ) -> Result<Attr> {
-        self.mknod(creds, parent, name, kind, mode, rdev).await
+        self.mknod_with(creds, parent, name, kind, mode, rdev).await
     }
 
     async fn link(
@@ -228,6 +323,56 @@ impl Backend for Client {
         self.readdir(creds, inode, after, limit).await
     }
 
+    async fn get_xattr(&self, creds: &Creds, inode: InodeId, name: &[u8]) -> Result<Bytes> {
+        self.get_xattr(creds, inode, name).await
+    }
+
+    async fn set_xattr(
+        &self,
+        creds: &Creds,
+        inode: InodeId,
+        name: &[u8],
+        value: &[u8],
+        flags: XattrFlags,
+    ) -> Result<()> {
+        self.set_xattr(creds, inode, name, value, flags).await
+    }
+
+    async fn remove_xattr(&self, creds: &Creds, inode: InodeId, name: &[u8]) -> Result<()> {
+        self.remove_xattr(creds, inode, name).await
+    }
+
+    async fn list_xattr(&self, creds: &Creds, inode: InodeId) -> Result<Vec<Bytes>> {
+        self.list_xattr(creds, inode).await
+    }
+
+    async fn set_lock(&self, inode: InodeId, lock: LockRequest, wait: bool) -> Result<()> {
+        self.set_lock(inode, lock, wait).await
+    }
+
+    async fn test_lock(&self, inode: InodeId, lock: LockRequest) -> Result<Option<LockInfo>> {
+        self.test_lock(inode, lock).await
+    }
+
+    async fn release_locks(&self, inode: InodeId, owner: u64, space: LockSpace) -> Result<()> {
+        self.release_locks(inode, owner, space).await
+    }
+
+    async fn copy_range(
+        &self,
+        from: &File,
+        from_offset: u64,
+        to: &File,
+        to_offset: u64,
+        len: u64,
+    ) -> Result<u64> {
+        self.copy_range(from, from_offset, to, to_offset, len).await
+    }
+
+    fn watch(&self) -> Option<mpsc::Receiver<CacheEvent>> {
+        Some(self.watch())
+    }
+
     async fn statfs(&self, creds: &Creds) -> Result<pb::StatFsReply> {
         self.statfs(creds).await
     }
@@ -246,8 +391,20 @@ impl OpenFile for File {
         self.write(offset, data).await
     }
 
+    fn size(&self) -> u64 {
+        self.size()
+    }
+
     async fn sync(&self) -> Result<Attr> {
         self.sync().await
+    }
+
+    async fn allocate(&self, offset: u64, len: u64, how: Allocate) -> Result<()> {
+        self.allocate(offset, len, how).await
+    }
+
+    async fn seek(&self, offset: u64, whence: Whence) -> Result<u64> {
+        self.seek(offset, whence).await
     }
 
     async fn close(self) -> Result<()> {

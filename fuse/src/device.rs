@@ -2,48 +2,95 @@
 //!
 //! Root mounts directly. `fuser`'s own unmounting is kept out of that path: in 0.18.0 it takes a
 //! severed connection for a live mount and unmounts whatever is at the path by then. Others go
-//! through the set-user-id helper `fusermount3`, which `fuser` speaks to.
+//! through the set-user-id helper `fusermount3`, which `fuser` speaks to. Either way it is not `fuser` that serves
+//! requests: it knows no interrupts, without which a program that waits for a dead cluster cannot be killed.
 
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use emberfs_proto::{Error, ErrorCode, Result};
-use fuser::{Config, Filesystem, MountOption, Session, SessionACL};
+use fuser::{InitFlags, MountOption, SessionACL};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::preflight::{FUSE_DEVICE, at};
+use crate::protocol::{MAX_IO, init};
 use crate::{MountOptions, mountinfo};
 
+/// The kernel's request to clone a device: read, 4 bytes, type 229, number 0.
+const DEVICE_CLONE: rustix::ioctl::Opcode = rustix::ioctl::opcode::read::<u32>(229, 0);
+
+/// The device of a mount.
+pub(crate) struct Device {
+    pub(crate) fd: Arc<OwnedFd>,
+    /// Of a mount that was made through the helper: with it that mount goes.
+    _helper: Option<fuser::Session<Greeter>>,
+}
+
 /// Mounts at `path` (checked before) and shakes hands with the kernel.
-pub(crate) fn attach<F: Filesystem>(
-    filesystem: F,
-    path: &Path,
-    options: &MountOptions,
-) -> Result<Session<F>> {
-    let mut config = Config::default();
+pub(crate) fn attach(path: &Path, options: &MountOptions) -> Result<Device> {
+    if rustix::process::geteuid().is_root() && !options.auto_unmount {
+        let device = mount_directly(path, options)?;
+        init::handshake(&device, options.max_background, false).map_err(|error| {
+            let _ = rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+            refused(path, &error)
+        })?;
+        return Ok(Device {
+            fd: Arc::new(device),
+            _helper: None,
+        });
+    }
+    let mut config = fuser::Config::default();
     config.acl = if options.allow_other {
         SessionACL::All
     } else {
         SessionACL::Owner
     };
-    config.n_threads = Some(options.threads);
-    config.clone_fd = options.threads > 1;
-    if rustix::process::geteuid().is_root() && !options.auto_unmount {
-        let device = mount_directly(path, options)?;
-        let acl = config.acl;
-        Session::from_fd(filesystem, device, acl, config).map_err(|error| {
-            let _ = rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
-            refused(path, &error)
-        })
-    } else {
-        config.mount_options = helper_options(options);
-        Session::new(filesystem, path, &config).map_err(|error| refused(path, &error))
+    config.mount_options = helper_options(options);
+    let greeter = Greeter {
+        max_background: options.max_background,
+    };
+    let session = fuser::Session::new(greeter, path, &config);
+    let session = session.map_err(|error| refused(path, &error))?;
+    let fd = session.as_fd().try_clone_to_owned();
+    Ok(Device {
+        fd: Arc::new(fd.map_err(|error| refused(path, &error))?),
+        _helper: Some(session),
+    })
+}
+
+/// Answers INIT for mounts through the helper, where `fuser` does that; all other requests are ours.
+pub(crate) struct Greeter {
+    max_background: u16,
+}
+
+impl fuser::Filesystem for Greeter {
+    fn init(&mut self, _: &fuser::Request, config: &mut fuser::KernelConfig) -> io::Result<()> {
+        for flag in InitFlags::from_bits_truncate(init::WANTED) {
+            if config.add_capabilities(flag).is_err() {
+                tracing::debug!(?flag, "this kernel lacks a FUSE capability");
+            }
+        }
+        let _ = config.set_max_write(MAX_IO);
+        let _ = config.set_max_background(self.max_background);
+        Ok(())
     }
+}
+
+/// Another device of the same mount, with a queue of its own for requests that are being served.
+pub(crate) fn clone(device: &OwnedFd) -> io::Result<OwnedFd> {
+    let fresh = File::options().read(true).write(true).open(FUSE_DEVICE)?;
+    let number = u32::try_from(device.as_raw_fd()).map_err(io::Error::other)?;
+    // SAFETY: the kernel's FUSE_DEV_IOC_CLONE takes a pointer to the number of an open device, which it only reads.
+    let clone = unsafe { rustix::ioctl::Setter::<DEVICE_CLONE, u32>::new(number) };
+    // SAFETY: as above; `fresh` is a FUSE device that is not attached yet.
+    unsafe { rustix::ioctl::ioctl(&fresh, clone)? };
+    Ok(fresh.into())
 }
 
 /// Mounts without a helper; the handshake is still to be done.

@@ -5,31 +5,37 @@
 //! requests concurrently; the kernel orders those that exclude each other (writes and truncates of
 //! one inode, changes of names and listings of one directory).
 
+mod append;
+mod data;
 mod dirs;
 mod inodes;
 mod io;
+mod locks;
 mod namespace;
 #[cfg(test)]
 mod tests;
+mod xattr;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use emberfs_client::Attr;
+use emberfs_client::{Attr, CacheEvent};
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::{Error, ErrorCode};
 use futures::StreamExt;
 use parking_lot::RwLock;
+use tokio::sync::mpsc;
 
 use crate::backend::{Backend, OpenFile};
 
+use append::Appends;
 use dirs::DirHandle;
 pub(crate) use dirs::DirItem;
 use inodes::Inodes;
 use io::FileHandle;
-pub(crate) use io::Opened;
+pub(crate) use io::{Opened, Written};
 
 /// The node number of the mount's root.
 pub(crate) const ROOT_NODE: u64 = 1;
@@ -50,6 +56,7 @@ pub(crate) struct Handler<B: Backend> {
     inodes: Inodes,
     files: RwLock<HashMap<u64, Arc<FileHandle<B::File>>>>,
     dirs: RwLock<HashMap<u64, Arc<DirHandle>>>,
+    appends: Appends,
     next_handle: AtomicU64,
 }
 
@@ -63,6 +70,7 @@ impl<B: Backend> Handler<B> {
             inodes: Inodes::default(),
             files: RwLock::default(),
             dirs: RwLock::default(),
+            appends: Appends::default(),
             next_handle: AtomicU64::new(1),
         }
     }
@@ -75,7 +83,8 @@ impl<B: Backend> Handler<B> {
         }
     }
 
-    fn node(&self, inode: u64) -> u64 {
+    /// The node of an inode.
+    pub(crate) fn node(&self, inode: u64) -> u64 {
         if inode == self.root.0 {
             ROOT_NODE
         } else {
@@ -88,6 +97,11 @@ impl<B: Backend> Handler<B> {
         self.inodes.present(&mut attr);
         attr.inode = self.node(attr.inode);
         attr
+    }
+
+    /// Hears of what other machines change, if the backend can tell.
+    pub(crate) fn watch(&self) -> Option<mpsc::Receiver<CacheEvent>> {
+        self.backend.watch()
     }
 
     fn draw_handle(&self) -> u64 {

@@ -1,9 +1,8 @@
 //! The EmberFS mount: a cluster as a directory of this machine, through the kernel's FUSE.
 //!
-//! Three layers, each knowing only the one below:
-//! - `adapter` speaks the classic transport, the `/dev/fuse` device, through `fuser`: it takes a
-//!   request off the device thread, spawns it, and sends the reply. `ring` speaks the other one,
-//!   FUSE over io_uring, and serves the same handler.
+//! Layers, each knowing only those below:
+//! - `classic` and `ring` are the transports: the `/dev/fuse` device, and FUSE over io_uring;
+//! - `server` runs each request as a task and sends its reply; `protocol` are the kernel's bytes;
 //! - `handler` holds what a mount must remember: open handles, directory listings, and what the
 //!   kernel has cached about each inode.
 //! - `backend` is what the handler needs from below: [`emberfs_client::Client`], or a fake in tests.
@@ -17,15 +16,18 @@
 //! - **Isolation**: a panic in one request fails that request with EIO and nothing else.
 //! - **Bounds**: requests in flight, directory windows and per-inode memory are limited.
 
-mod adapter;
 mod backend;
+mod caching;
+mod classic;
 mod device;
 mod handler;
 mod mount;
 mod mountinfo;
 mod options;
 mod preflight;
+mod protocol;
 mod ring;
+mod server;
 #[cfg(test)]
 mod testing;
 mod unmount;

@@ -1,7 +1,7 @@
 //! Mounting and what a caller holds afterwards.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use emberfs_client::{Client, Creds, Result};
@@ -12,10 +12,10 @@ use rustix::mount::UnmountFlags;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::adapter::{Adapter, Gate, MAX_IN_FLIGHT};
 use crate::backend::Backend;
 use crate::handler::Handler;
-use crate::{MountOptions, Transport, device, mountinfo, preflight, ring};
+use crate::server::{Gate, MAX_IN_FLIGHT, Parts};
+use crate::{MountOptions, Transport, classic, device, mountinfo, preflight, ring};
 
 #[cfg(test)]
 mod tests;
@@ -141,18 +141,17 @@ async fn mount_with<B: Backend>(
 ) -> Result<Mounted> {
     let root = resolve_root(&backend, options).await?;
     let handler = Arc::new(Handler::new(backend, root, options.direct_io));
-    let attaching = Attaching {
+    let parts = Parts {
         handler: handler.clone(),
-        gate: Gate::new(MAX_IN_FLIGHT),
         runtime: tokio::runtime::Handle::current(),
-        options: options.clone(),
+        gate: Gate::new(MAX_IN_FLIGHT),
     };
-    let gate = attaching.gate.clone();
-    let wanted = mountpoint.to_owned();
+    let gate = parts.gate.clone();
+    let (wanted, options) = (mountpoint.to_owned(), options.clone());
     let attached = tokio::task::spawn_blocking(move || {
         let path = preflight::check(&wanted)?;
-        let (transport, serve) = attaching.first_of(candidates, &path)?;
-        device::set_read_ahead(&path, attaching.options.read_ahead_kb);
+        let (transport, serve) = attach(candidates, &parts, &path, &options)?;
+        device::set_read_ahead(&path, options.read_ahead_kb);
         let id = mountinfo::find(&path).ok().flatten().map(|mount| mount.id);
         Ok((path, id, transport, serve))
     });
@@ -176,58 +175,30 @@ async fn mount_with<B: Backend>(
 /// Serves a mount until it is gone; blocks.
 type Serve = Box<dyn FnOnce() -> std::io::Result<()> + Send>;
 
-/// What every transport is made of.
-struct Attaching<B: Backend> {
-    handler: Arc<Handler<B>>,
-    gate: Arc<Gate>,
-    runtime: tokio::runtime::Handle,
-    options: MountOptions,
-}
-
-impl<B: Backend> Attaching<B> {
-    /// Mounts with the first transport that can be had; the last one's error counts.
-    fn first_of(&self, candidates: &[Transport], path: &Path) -> Result<(Transport, Serve)> {
-        let mut refused = Error::new(ErrorCode::Internal, "no transport to try");
-        for &transport in candidates {
-            let attached = match transport {
-                Transport::Ring => self.ring(path),
-                Transport::Auto | Transport::Classic => self.classic(path),
-            };
-            match attached {
-                Ok(serve) => return Ok((transport, serve)),
-                Err(error) => {
-                    tracing::info!(mountpoint = %path.display(), ?transport, %error, "not to be had");
-                    refused = error;
-                }
+/// Mounts with the first transport that can be had; the last one's error counts.
+fn attach<B: Backend>(
+    candidates: &[Transport],
+    parts: &Parts<B>,
+    path: &Path,
+    options: &MountOptions,
+) -> Result<(Transport, Serve)> {
+    let mut refused = Error::new(ErrorCode::Internal, "no transport to try");
+    for &transport in candidates {
+        let attached: Result<Serve> = match transport {
+            Transport::Ring => ring::Session::attach(parts, path, options)
+                .map(|session| Box::new(move || session.run()) as Serve),
+            Transport::Auto | Transport::Classic => classic::Session::attach(parts, path, options)
+                .map(|session| Box::new(move || session.run()) as Serve),
+        };
+        match attached {
+            Ok(serve) => return Ok((transport, serve)),
+            Err(error) => {
+                tracing::info!(mountpoint = %path.display(), ?transport, %error, "not to be had");
+                refused = error;
             }
         }
-        Err(refused)
     }
-
-    fn classic(&self, path: &Path) -> Result<Serve> {
-        let notifier = Arc::new(OnceLock::new());
-        let adapter = Adapter::new(
-            self.handler.clone(),
-            self.runtime.clone(),
-            self.gate.clone(),
-            notifier.clone(),
-            &self.options,
-        );
-        let session = device::attach(adapter, path, &self.options)?;
-        let _ = notifier.set(session.notifier());
-        Ok(Box::new(move || session.run()))
-    }
-
-    fn ring(&self, path: &Path) -> Result<Serve> {
-        let session = ring::Session::attach(
-            self.handler.clone(),
-            self.runtime.clone(),
-            self.gate.clone(),
-            path,
-            &self.options,
-        )?;
-        Ok(Box::new(move || session.run()))
-    }
+    Err(refused)
 }
 
 async fn resolve_root<B: Backend>(backend: &B, options: &MountOptions) -> Result<InodeId> {

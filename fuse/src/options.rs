@@ -44,10 +44,13 @@ pub struct MountOptions {
     pub max_background: u16,
     /// `read_ahead_kb=`: the kernel's read-ahead per open file, KiB. Only root can raise it.
     pub read_ahead_kb: u32,
-    /// `attr_timeout=`: seconds that the kernel may answer stat from memory.
+    /// `attr_timeout=`: seconds that the kernel may answer stat from memory. Unless this or the next one is given: for as long as
+    /// the metadata server says, because it tells of every change (one second while it does not).
     pub attr_timeout: Duration,
     /// `entry_timeout=`: seconds that the kernel may remember what a name means.
     pub entry_timeout: Duration,
+    /// Whether one of these two was given.
+    pub timeouts_chosen: bool,
     /// `verify=page|transfer`: what reads of parts of a page are checked against.
     pub verify: Verify,
     /// `transport=auto|classic|ring`.
@@ -81,6 +84,7 @@ impl Default for MountOptions {
             read_ahead_kb: 4096,
             attr_timeout: Duration::from_secs(1),
             entry_timeout: Duration::from_secs(1),
+            timeouts_chosen: false,
             verify: Verify::Page,
             transport: Transport::Auto,
             suid: false,
@@ -224,8 +228,14 @@ impl MountOptions {
                 self.max_background = number(key, value, 1, u64::from(u16::MAX))? as u16;
             }
             "read_ahead_kb" => self.read_ahead_kb = number(key, value, 0, 1 << 20)? as u32,
-            "attr_timeout" => self.attr_timeout = seconds(key, value)?,
-            "entry_timeout" => self.entry_timeout = seconds(key, value)?,
+            "attr_timeout" => {
+                self.attr_timeout = seconds(key, value)?;
+                self.timeouts_chosen = true;
+            }
+            "entry_timeout" => {
+                self.entry_timeout = seconds(key, value)?;
+                self.timeouts_chosen = true;
+            }
             "verify" => {
                 self.verify = match value {
                     "page" => Verify::Page,

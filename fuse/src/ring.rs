@@ -5,22 +5,16 @@
 //! 1 MiB that are registered once. A request costs no read and no write of the device: it comes as
 //! a completion, and committing its reply fetches the next one.
 //!
-//! - `abi` are the kernel's numbers, `request` and `reply` turn its bytes into ours and back,
-//!   `handshake` is INIT, `support` says whether all this is possible here;
-//! - `serve` runs a request on the handler;
-//! - `queue` is a thread's ring, `session` the life of all of them.
+//! `queue` is a thread's ring, `session` the life of all of them, `support` says whether all this is possible
+//! here.
 //!
 //! The device is still read: forgets and interrupts come there, and notifications go there.
 
-mod abi;
-mod handshake;
 mod queue;
-mod reply;
-mod request;
-mod serve;
 mod session;
 mod support;
 
+pub(crate) use queue::Return;
 pub(crate) use session::Session;
 #[cfg(test)]
 pub(crate) use support::PARAMETER;

@@ -9,14 +9,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
-use emberfs_client::{Attr, CreateFlags, Creds, OpenFlags, RenameFlags, Result, SetAttr, TimeSet};
+use emberfs_client::{
+    Attr, CacheEvent, CreateFlags, Creds, LockInfo, LockRequest, LockSpace, NewMode, OpenFlags,
+    RenameFlags, Result, SetAttr, TimeSet, XattrFlags,
+};
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::pb::{self, FileKind, Time};
 use emberfs_proto::{Error, ErrorCode};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::backend::{Backend, OpenFile};
+
+mod file;
+mod locks;
+
+pub(crate) use file::MemoryFile;
 
 /// A name whose lookup panics.
 pub(crate) const PANIC: &str = "panic";
@@ -32,6 +40,8 @@ pub(crate) struct Shared {
     nodes: Mutex<HashMap<u64, Node>>,
     clock: AtomicU64,
     pub(crate) reads: AtomicU64,
+    /// Lookups and getattrs.
+    pub(crate) lookups: AtomicU64,
     pub(crate) syncs: AtomicU64,
     pub(crate) open_files: AtomicU64,
     pub(crate) readdirs: AtomicU64,
@@ -41,6 +51,9 @@ pub(crate) struct Shared {
     pub(crate) hanging: watch::Sender<u64>,
     /// They are answered.
     pub(crate) released: watch::Sender<bool>,
+    pub(crate) locks: locks::Locks,
+    /// Where a test says what other machines change.
+    pub(crate) others: Mutex<Option<mpsc::Sender<CacheEvent>>>,
 }
 
 #[derive(Default)]
@@ -51,6 +64,7 @@ struct Node {
     names: BTreeMap<Bytes, u64>,
     parent: u64,
     dirty: bool,
+    xattrs: BTreeMap<Bytes, Bytes>,
 }
 
 impl std::ops::Deref for Memory {
@@ -63,6 +77,10 @@ impl std::ops::Deref for Memory {
 
 fn error(code: ErrorCode) -> Error {
     Error::new(code, "in memory")
+}
+
+fn masked(mode: NewMode) -> u32 {
+    mode.mode & 0o7777 & !mode.umask
 }
 
 impl Memory {
@@ -189,6 +207,11 @@ impl Memory {
         });
     }
 
+    /// The bytes of a file.
+    pub(crate) fn contents(&self, inode: u64) -> Vec<u8> {
+        self.change(inode, |node| node.data.clone())
+    }
+
     /// What the metadata server believes.
     pub(crate) fn server_attr(&self, inode: u64) -> Attr {
         self.attr(inode).unwrap()
@@ -212,6 +235,7 @@ impl Backend for Memory {
 
     async fn lookup(&self, _creds: &Creds, parent: InodeId, name: &[u8]) -> Result<Attr> {
         assert!(name != PANIC.as_bytes(), "a name that panics");
+        self.lookups.fetch_add(1, Ordering::Relaxed);
         if name.starts_with(HANG.as_bytes()) {
             let mut released = self.released.subscribe();
             self.hanging.send_modify(|count| *count += 1);
@@ -221,7 +245,12 @@ impl Backend for Memory {
     }
 
     async fn getattr(&self, inode: InodeId) -> Result<Attr> {
+        self.lookups.fetch_add(1, Ordering::Relaxed);
         self.attr(inode.0)
+    }
+
+    async fn blocks(&self, attr: &Attr) -> Result<u64> {
+        Ok(attr.size.div_ceil(512))
     }
 
     async fn setattr(
@@ -257,7 +286,7 @@ impl Backend for Memory {
         creds: &Creds,
         parent: InodeId,
         name: &[u8],
-        mode: u32,
+        mode: NewMode,
         flags: CreateFlags,
     ) -> Result<(Attr, MemoryFile)> {
         let mut attr = match self.child(parent, name) {
@@ -268,12 +297,28 @@ impl Backend for Memory {
                 }
                 self.attr(inode)?
             }
-            Err(_) => self.add(parent, name, FileKind::File, mode)?,
+            Err(_) => self.add(parent, name, FileKind::File, masked(mode))?,
         };
         attr.uid = creds.uid;
         self.change(attr.inode, |node| node.attr.uid = creds.uid);
         let file = self.file(attr.inode);
         Ok((attr, file))
+    }
+
+    async fn create_unnamed(
+        &self,
+        _creds: &Creds,
+        parent: InodeId,
+        mode: NewMode,
+        _flags: CreateFlags,
+    ) -> Result<(Attr, MemoryFile)> {
+        self.attr(parent.0)?;
+        let inode = self.insert(parent.0, FileKind::File, masked(mode)).inode;
+        let attr = self.change(inode, |node| {
+            node.attr.nlink = 0;
+            node.attr
+        });
+        Ok((attr, self.file(inode)))
     }
 
     async fn open(
@@ -289,8 +334,14 @@ impl Backend for Memory {
         Ok((self.attr(inode.0)?, self.file(inode.0)))
     }
 
-    async fn mkdir(&self, _creds: &Creds, parent: InodeId, name: &[u8], mode: u32) -> Result<Attr> {
-        self.add(parent, name, FileKind::Directory, mode)
+    async fn mkdir(
+        &self,
+        _creds: &Creds,
+        parent: InodeId,
+        name: &[u8],
+        mode: NewMode,
+    ) -> Result<Attr> {
+        self.add(parent, name, FileKind::Directory, masked(mode))
     }
 
     async fn symlink(
@@ -314,10 +365,10 @@ impl Backend for Memory {
         parent: InodeId,
         name: &[u8],
         kind: FileKind,
-        mode: u32,
+        mode: NewMode,
         rdev: u32,
     ) -> Result<Attr> {
-        let attr = self.add(parent, name, kind, mode)?;
+        let attr = self.add(parent, name, kind, masked(mode))?;
         Ok(self.change(attr.inode, |node| {
             node.attr.rdev = rdev;
             node.attr
@@ -411,6 +462,70 @@ impl Backend for Memory {
         })
     }
 
+    async fn get_xattr(&self, _creds: &Creds, inode: InodeId, name: &[u8]) -> Result<Bytes> {
+        let found = self.change(inode.0, |node| node.xattrs.get(name).cloned());
+        found.ok_or_else(|| error(ErrorCode::NoAttribute))
+    }
+
+    async fn set_xattr(
+        &self,
+        _creds: &Creds,
+        inode: InodeId,
+        name: &[u8],
+        value: &[u8],
+        flags: XattrFlags,
+    ) -> Result<()> {
+        self.change(inode.0, |node| {
+            match node.xattrs.contains_key(name) {
+                true if flags.create => return Err(error(ErrorCode::Exists)),
+                false if flags.replace => return Err(error(ErrorCode::NoAttribute)),
+                _ => {}
+            }
+            let (name, value) = (Bytes::copy_from_slice(name), Bytes::copy_from_slice(value));
+            node.xattrs.insert(name, value);
+            node.attr.has_xattrs = true;
+            Ok(())
+        })
+    }
+
+    async fn remove_xattr(&self, _creds: &Creds, inode: InodeId, name: &[u8]) -> Result<()> {
+        let removed = self.change(inode.0, |node| node.xattrs.remove(name));
+        removed
+            .map(drop)
+            .ok_or_else(|| error(ErrorCode::NoAttribute))
+    }
+
+    async fn list_xattr(&self, _creds: &Creds, inode: InodeId) -> Result<Vec<Bytes>> {
+        Ok(self.change(inode.0, |node| node.xattrs.keys().cloned().collect()))
+    }
+
+    async fn set_lock(&self, inode: InodeId, lock: LockRequest, wait: bool) -> Result<()> {
+        self.locks.set(inode.0, lock, wait).await
+    }
+
+    async fn test_lock(&self, inode: InodeId, lock: LockRequest) -> Result<Option<LockInfo>> {
+        Ok(self.locks.conflict(inode.0, &lock))
+    }
+
+    async fn release_locks(&self, inode: InodeId, owner: u64, space: LockSpace) -> Result<()> {
+        self.locks.release(inode.0, owner, space);
+        Ok(())
+    }
+
+    async fn copy_range(
+        &self,
+        from: &MemoryFile,
+        from_offset: u64,
+        to: &MemoryFile,
+        to_offset: u64,
+        len: u64,
+    ) -> Result<u64> {
+        let data = from.read(from_offset, len as usize).await?;
+        let copied = data.len() as u64;
+        to.write(to_offset, data).await?;
+        Ok(copied)
+    }
+
     async fn statfs(&self, _creds: &Creds) -> Result<pb::StatFsReply> {
         Ok(pb::StatFsReply {
             capacity: 1 << 40,
@@ -420,56 +535,13 @@ impl Backend for Memory {
         })
     }
 
+    fn watch(&self) -> Option<mpsc::Receiver<CacheEvent>> {
+        let (sender, receiver) = mpsc::channel(16);
+        *self.others.lock() = Some(sender);
+        Some(receiver)
+    }
+
     async fn shutdown(&self) {
         self.shut_down.store(true, Ordering::Relaxed);
-    }
-}
-
-#[derive(Clone)]
-pub(crate) struct MemoryFile {
-    memory: Memory,
-    inode: u64,
-}
-
-impl OpenFile for MemoryFile {
-    async fn read(&self, offset: u64, len: usize) -> Result<Bytes> {
-        self.memory.reads.fetch_add(1, Ordering::Relaxed);
-        Ok(self.memory.change(self.inode, |node| {
-            let start = (offset as usize).min(node.data.len());
-            let end = (start + len).min(node.data.len());
-            Bytes::copy_from_slice(&node.data[start..end])
-        }))
-    }
-
-    async fn write(&self, offset: u64, data: Bytes) -> Result<()> {
-        self.memory.change(self.inode, |node| {
-            let end = offset as usize + data.len();
-            if node.data.len() < end {
-                node.data.resize(end, 0);
-            }
-            node.data[offset as usize..end].copy_from_slice(&data);
-            node.dirty = true;
-        });
-        Ok(())
-    }
-
-    async fn sync(&self) -> Result<Attr> {
-        self.memory.syncs.fetch_add(1, Ordering::Relaxed);
-        if self.memory.fail_sync.load(Ordering::Relaxed) {
-            return Err(error(ErrorCode::NoSpace));
-        }
-        let now = Some(self.memory.now());
-        Ok(self.memory.change(self.inode, |node| {
-            if std::mem::take(&mut node.dirty) {
-                node.attr.size = node.data.len() as u64;
-                (node.attr.mtime, node.attr.ctime) = (now, now);
-            }
-            node.attr
-        }))
-    }
-
-    async fn close(self) -> Result<()> {
-        self.memory.open_files.fetch_sub(1, Ordering::Relaxed);
-        Ok(())
     }
 }

@@ -229,6 +229,19 @@ impl TestCluster {
         self.temp.path().join("mnt")
     }
 
+    /// A further mount of this cluster on this host, with these options.
+    pub fn mount_again(&self, options: &str) -> Result<SecondMount> {
+        let dir = tempfile::Builder::new().prefix("emberfs-test-").tempdir()?;
+        let mut command = Command::new(&self.binary);
+        command.arg("mount").arg(self.address()?).arg(dir.path());
+        if !options.is_empty() {
+            command.arg("-o").arg(options);
+        }
+        run(&mut command)?.expect_code(0)?;
+        let binary = self.binary.clone();
+        Ok(SecondMount { dir, binary })
+    }
+
     /// `host:port` of the metadata server.
     pub fn address(&self) -> Result<String> {
         let address = self.status_json()?["address"].as_str().map(str::to_owned);
@@ -283,6 +296,31 @@ impl Drop for TestCluster {
         }
         if let Err(error) = self.tear_down() {
             eprintln!("cannot take the test cluster away: {error:#}");
+        }
+    }
+}
+
+/// A further mount; dropping it unmounts.
+#[derive(Debug)]
+pub struct SecondMount {
+    // Deleted last.
+    dir: TempDir,
+    binary: PathBuf,
+}
+
+impl SecondMount {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Drop for SecondMount {
+    fn drop(&mut self) {
+        let unmounted = run(Command::new(&self.binary).arg("umount").arg(self.path()));
+        if !unmounted.is_ok_and(|outcome| outcome.code == 0) {
+            eprintln!("{} could not be unmounted properly", self.path().display());
+            let _ = rustix::mount::unmount(self.path(), rustix::mount::UnmountFlags::DETACH);
         }
     }
 }

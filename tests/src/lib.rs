@@ -7,10 +7,12 @@ mod binary;
 mod cluster;
 mod command;
 mod data;
+mod posix;
 mod rot;
 
 pub use binary::emberfs_binary;
-pub use cluster::{ClusterOptions, TestCluster, is_alive, wait};
+pub use cluster::{ClusterOptions, SecondMount, TestCluster, is_alive, wait};
 pub use command::{Outcome, run};
 pub use data::{drop_cache, pattern, scale};
+pub use posix::{ALICE, BOB, CAROL, Checks, ROOT, User, as_user};
 pub use rot::rot_blocks;

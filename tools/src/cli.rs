@@ -54,7 +54,7 @@ pub(crate) enum Command {
     Umount(UmountArgs),
     /// Show nodes, disks, chains and space; exits with 0 healthy, 1 degraded, 2 broken
     #[command(after_long_help = crate::status::JSON_HELP)]
-    Status(StatusArgs),
+    Status(FullStatusArgs),
     /// Say in a few lines whether the cluster is well; exit codes as of status
     #[command(after_long_help = crate::status::JSON_HELP)]
     Health(StatusArgs),
@@ -78,6 +78,8 @@ pub(crate) enum Command {
     Drain(DrainArgs),
     /// Put a new disk in the place of a dead one
     Replace(ReplaceArgs),
+    /// Remove whole trees by one request each; the servers empty them in the background
+    Rm(RmArgs),
     /// Measure a cluster or any directory
     Bench(BenchArgs),
     /// Look at configuration files
@@ -91,6 +93,18 @@ pub(crate) struct DirArg {
     /// Directory of the cluster on this host
     #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR)]
     pub(crate) dir: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RmArgs {
+    #[command(flatten)]
+    pub(crate) dir: DirArg,
+    /// Remove directories with everything below them; must be given
+    #[arg(short, long, required = true)]
+    pub(crate) recursive: bool,
+    /// Paths in the cluster, from its root on: /datasets/old
+    #[arg(required = true, value_name = "PATH")]
+    pub(crate) paths: Vec<String>,
 }
 
 #[derive(Args, Debug)]
@@ -196,6 +210,15 @@ pub(crate) struct StatusArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct FullStatusArgs {
+    #[command(flatten)]
+    pub(crate) status: StatusArgs,
+    /// List the locks of files instead: who holds them, and who waits
+    #[arg(long)]
+    pub(crate) locks: bool,
 }
 
 #[derive(Args, Debug)]

@@ -6,10 +6,11 @@
 
 mod gather;
 mod judge;
+mod locks;
 mod render;
 mod report;
 
-use crate::cli::StatusArgs;
+use crate::cli::{FullStatusArgs, StatusArgs};
 use crate::failure::{Context, Exit, Result};
 use crate::output::say;
 use crate::rpc::Seat;
@@ -36,10 +37,23 @@ JSON (fields are only ever added):
   resync       {targets, chunks, chunks_total, bytes, bytes_total, bytes_per_second, eta_seconds}: every replica
                that is being brought up to date, taken together
   clients      [{id, host, sessions, idle_ms}]
-  processes    [{name, pid}] of the cluster on this host; pid is null when it is down";
+  processes    [{name, pid}] of the cluster on this host; pid is null when it is down
+
+JSON of status --locks:
+  grace        locks are being reclaimed after a restart of the metadata server, and new ones wait
+  locks        [{inode, space, kind, start, end, waiting, client, host, pid}]; space is flock or fcntl, kind shared or
+               exclusive, end the last byte or null, waiting: not held yet";
 
 /// `emberfs status`.
-pub(crate) async fn status(cluster: Option<String>, args: StatusArgs) -> Result<Exit> {
+pub(crate) async fn status(cluster: Option<String>, args: FullStatusArgs) -> Result<Exit> {
+    let FullStatusArgs {
+        status: args,
+        locks,
+    } = args;
+    if locks {
+        let seat = Seat::find(cluster, &args.dir)?;
+        return locks::list(&seat, args.json).await;
+    }
     let report = gather(cluster, &args).await?;
     show(&report, args.json, render::full)
 }

@@ -18,6 +18,7 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::atomic::{self, AtomicU64};
+use std::time::{Duration, Instant};
 
 use emberfs_client::Attr;
 use emberfs_proto::pb::{FileKind, Time};
@@ -64,6 +65,10 @@ pub(crate) struct OpenVerdict {
 
 #[derive(Default)]
 struct Inode {
+    /// Permission bits, as far as they are known: to notice set-id bits.
+    mode: u32,
+    /// Until then it is known to have no extended attributes.
+    plain_until: Option<Instant>,
     /// The last attributes given to the kernel.
     shown: Option<Stamp>,
     /// The state under which cached pages were read.
@@ -89,6 +94,8 @@ struct Shard {
 pub(crate) struct Inodes {
     shards: [Mutex<Shard>; SHARDS],
     clock: AtomicU64,
+    /// How long answers may be believed, in nanoseconds.
+    term: AtomicU64,
 }
 
 impl Inodes {
@@ -107,13 +114,58 @@ impl Inodes {
 
     /// Attributes on their way to the kernel: corrects an overtaken size and remembers them.
     pub(crate) fn present(&self, attr: &mut Attr) {
-        if attr.kind() != FileKind::File {
+        let term = Duration::from_nanos(self.term.load(atomic::Ordering::Relaxed));
+        let plain = !attr.has_acl && !attr.has_xattrs && !term.is_zero();
+        let plain = plain.then(|| Instant::now() + term);
+        if attr.kind() != FileKind::File && plain.is_none() {
             return;
         }
         self.with(attr.inode, |inode| {
-            inode.believe(attr);
-            inode.shown = Some(Stamp::of(attr));
+            inode.plain_until = plain;
+            if attr.kind() == FileKind::File {
+                inode.believe(attr);
+                inode.shown = Some(Stamp::of(attr));
+                inode.mode = attr.mode;
+            }
         });
+    }
+
+    /// From now on the server tells of changes to what it answered within this time; zero: it does not.
+    pub(crate) fn watched_for(&self, term: Duration) {
+        let nanos = u64::try_from(term.as_nanos()).unwrap_or(u64::MAX);
+        self.term.store(nanos, atomic::Ordering::Relaxed);
+    }
+
+    /// Whether the server tells of changes.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.term.load(atomic::Ordering::Relaxed) > 0
+    }
+
+    /// Is it known that the inode has neither extended attributes nor an ACL? The kernel asks for them far more often
+    /// than there are any.
+    pub(crate) fn is_plain(&self, inode: u64) -> bool {
+        let shard = self.shards[inode as usize % SHARDS].lock();
+        let until = shard.inodes.get(&inode).and_then(|inode| inode.plain_until);
+        until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// It may have some now.
+    pub(crate) fn decorated(&self, inode: u64) {
+        self.with(inode, |inode| inode.plain_until = None);
+    }
+
+    /// The mode that a write by an ordinary user leaves, if that takes set-id bits away.
+    pub(crate) fn mode_after_write(&self, inode: u64) -> Option<u32> {
+        let shard = self.shards[inode as usize % SHARDS].lock();
+        let mode = shard.inodes.get(&inode)?.mode;
+        // On a file that its group may not execute, setgid means mandatory locking.
+        let group = if mode & libc::S_IXGRP == 0 {
+            0
+        } else {
+            libc::S_ISGID
+        };
+        let after = mode & !(libc::S_ISUID | group);
+        (after != mode).then_some(after)
     }
 
     /// An open was answered with `attr`. The stamp that counts once the kernel has acted on it is
@@ -125,6 +177,7 @@ impl Inodes {
                 (inode.size, inode.epoch) = (attr.size, attr.truncate_epoch);
             }
             inode.believe(attr);
+            inode.mode = attr.mode;
             let stamp = Stamp::of(attr);
             let keep_cache = inode.pages == Some(stamp);
             let attr_stale = inode.shown != Some(stamp);
@@ -177,6 +230,7 @@ impl Inodes {
         self.with(attr.inode, |inode| {
             inode.believe(attr);
             inode.changed = now;
+            inode.mode = attr.mode;
             let stamp = Stamp::of(attr);
             // Without a writer here, only a change that left the contents alone keeps the pages.
             let same_contents = inode.pages.is_some_and(|pages| {
@@ -200,6 +254,31 @@ impl Inodes {
         self.with(inode, |inode| inode.changed = now);
     }
 
+    /// Another machine changed the inode. Has this mount pages of it that a program may be reading?
+    pub(crate) fn changed_elsewhere(&self, inode: u64) -> bool {
+        let mut shard = self.shards[inode as usize % SHARDS].lock();
+        let found = shard.inodes.get_mut(&inode);
+        found.is_some_and(|inode| {
+            inode.plain_until = None;
+            inode.opens > 0 && inode.pages.is_some()
+        })
+    }
+
+    /// Whether the pages that the kernel may have are of another state than `attr`; then they do not count any more.
+    pub(crate) fn drop_pages(&self, attr: &Attr) -> bool {
+        self.with(attr.inode, |inode| {
+            let other = |pages: Stamp| {
+                let now = Stamp::of(attr);
+                (pages.size, pages.epoch, pages.mtime) != (now.size, now.epoch, now.mtime)
+            };
+            let stale = inode.writers == 0 && inode.pages.is_some_and(other);
+            if stale {
+                inode.pages = None;
+            }
+            stale
+        })
+    }
+
     /// Has this mount an open that can write?
     pub(crate) fn has_writers(&self, inode: u64) -> bool {
         let shard = self.shards[inode as usize % SHARDS].lock();
@@ -209,12 +288,13 @@ impl Inodes {
             .is_some_and(|inode| inode.writers > 0)
     }
 
-    /// An open was released.
-    pub(crate) fn closed(&self, inode: u64, writer: bool) {
+    /// An open was released; was it the last one?
+    pub(crate) fn closed(&self, inode: u64, writer: bool) -> bool {
         self.with(inode, |inode| {
             inode.opens = inode.opens.saturating_sub(1);
             inode.writers = inode.writers.saturating_sub(u32::from(writer));
-        });
+            inode.opens == 0
+        })
     }
 
     /// The kernel has dropped the inode with everything it cached of it.

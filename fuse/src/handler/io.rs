@@ -1,10 +1,13 @@
 //! Open files.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
-use emberfs_client::{Attr, CreateFlags, Creds, OpenFlags, Result};
+use emberfs_client::{Attr, CreateFlags, Creds, LockSpace, NewMode, OpenFlags, Result, SetAttr};
+use emberfs_proto::ids::InodeId;
+use parking_lot::Mutex;
 
 use super::inodes::Stamp;
 use super::namespace::check_name;
@@ -27,12 +30,30 @@ pub(super) struct FileHandle<F> {
     stamp: Stamp,
     /// The kernel has acted on the open's reply.
     confirmed: AtomicBool,
+    /// Who opened it.
+    creds: Creds,
+    /// Who has set locks of fcntl(2) through this handle.
+    pub(super) lockers: Mutex<BTreeSet<u64>>,
 }
 
 impl<F> FileHandle<F> {
     fn is_dirty(&self) -> bool {
         self.written.load(Ordering::Acquire) > self.synced.load(Ordering::Acquire)
     }
+
+    /// Something is written through this handle, which a later sync is to cover.
+    pub(super) fn begin_write(&self) {
+        self.written.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// What a write did beside writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Written {
+    /// Attributes that the kernel has cached are not right any more.
+    pub(crate) attr_stale: bool,
+    /// Nor are pages: the bytes are elsewhere than the kernel put them.
+    pub(crate) pages_stale: bool,
 }
 
 /// The reply to an open.
@@ -62,37 +83,49 @@ impl<B: Backend> Handler<B> {
         if wanted.truncate {
             self.inodes.touched(inode.0);
         }
-        Ok(self.register(attr, file, flags).1)
+        Ok(self.register(creds, attr, file, flags).1)
     }
 
-    /// `flags` as of open(2); `mode` with the umask applied.
+    /// `flags` as of open(2).
     pub(crate) async fn create(
         &self,
         creds: &Creds,
         parent: u64,
         name: &[u8],
-        mode: u32,
+        mode: NewMode,
         flags: i32,
     ) -> Result<(Attr, Opened)> {
         check_name(name)?;
         let parent = self.inode(parent);
-        let wanted = open_flags(flags);
-        let wanted = CreateFlags {
-            exclusive: flags & libc::O_EXCL != 0,
-            truncate: wanted.truncate,
-            read: wanted.read,
-            write: wanted.write,
-        };
+        let wanted = create_flags(flags);
         let (attr, file) = self
             .backend
-            .create(creds, parent, name, mode & 0o7777, wanted)
+            .create(creds, parent, name, mode, wanted)
             .await?;
         self.inodes.touched(parent.0);
-        let (attr, opened) = self.register(attr, file, flags);
+        let (attr, opened) = self.register(creds, attr, file, flags);
         Ok((self.show(attr), opened))
     }
 
-    fn register(&self, mut attr: Attr, file: B::File, flags: i32) -> (Attr, Opened) {
+    /// O_TMPFILE: a file without a name.
+    pub(crate) async fn create_unnamed(
+        &self,
+        creds: &Creds,
+        parent: u64,
+        mode: NewMode,
+        flags: i32,
+    ) -> Result<(Attr, Opened)> {
+        let parent = self.inode(parent);
+        let wanted = create_flags(flags);
+        let (attr, file) = self
+            .backend
+            .create_unnamed(creds, parent, mode, wanted)
+            .await?;
+        let (attr, opened) = self.register(creds, attr, file, flags);
+        Ok((self.show(attr), opened))
+    }
+
+    fn register(&self, creds: &Creds, mut attr: Attr, file: B::File, flags: i32) -> (Attr, Opened) {
         let writable = open_flags(flags).write;
         let verdict = self.inodes.opened(&mut attr, writable);
         let handle = self.draw_handle();
@@ -105,20 +138,23 @@ impl<B: Backend> Handler<B> {
             synced: AtomicU64::new(0),
             stamp: Stamp::of(&attr),
             confirmed: AtomicBool::new(false),
+            creds: creds.clone(),
+            lockers: Mutex::default(),
         };
         self.files.write().insert(handle, Arc::new(state));
         let opened = Opened {
             handle,
             keep_cache: verdict.keep_cache,
             attr_stale: verdict.attr_stale,
-            direct: self.direct_io || flags & libc::O_DIRECT != 0,
+            // Where an append goes is not known before: no page may be filled with it.
+            direct: self.direct_io || flags & (libc::O_DIRECT | libc::O_APPEND) != 0,
             writable,
         };
         (attr, opened)
     }
 
     /// The handle; that a request names it proves that the kernel has acted on its open.
-    fn file(&self, handle: u64) -> Result<Arc<FileHandle<B::File>>> {
+    pub(super) fn file(&self, handle: u64) -> Result<Arc<FileHandle<B::File>>> {
         let found = self.files.read().get(&handle).cloned();
         let file = found.ok_or_else(|| bad_handle(handle))?;
         self.confirm(&file);
@@ -136,28 +172,66 @@ impl<B: Backend> Handler<B> {
         self.file(handle)?.file.read(offset, len).await
     }
 
-    /// Writes all of `data`.
-    pub(crate) async fn write(&self, handle: u64, offset: u64, data: Bytes) -> Result<()> {
+    /// Writes all of `data`. `kill_ids`: whoever writes has not the right to keep set-id bits. `append`: to the end, and
+    /// `offset` is only where the kernel believes that to be.
+    pub(crate) async fn write(
+        &self,
+        handle: u64,
+        offset: u64,
+        data: Bytes,
+        (kill_ids, append): (bool, bool),
+    ) -> Result<Written> {
         let file = self.file(handle)?;
-        let end = offset.saturating_add(data.len() as u64);
-        file.written.fetch_add(1, Ordering::AcqRel);
-        file.file.write(offset, data).await?;
-        self.inodes.wrote(file.inode, end);
-        if file.sync {
-            self.sync(&file).await
-        } else {
-            Ok(())
+        let mode = self
+            .inodes
+            .mode_after_write(file.inode)
+            .filter(|_| kill_ids);
+        if let Some(mode) = mode {
+            self.take_set_ids(&file, mode).await?;
         }
+        let len = data.len() as u64;
+        file.begin_write();
+        let at = if append {
+            self.append(&file, data).await?
+        } else {
+            file.file.write(offset, data).await?;
+            offset
+        };
+        self.inodes.wrote(file.inode, at.saturating_add(len));
+        if file.sync {
+            self.sync(&file).await?;
+        }
+        Ok(Written {
+            attr_stale: mode.is_some() || at != offset,
+            pages_stale: at != offset,
+        })
     }
 
-    /// What close(2) waits for, so that it reports the errors of buffered writes.
-    pub(crate) async fn flush(&self, handle: u64) -> Result<()> {
+    async fn take_set_ids(&self, file: &FileHandle<B::File>, mode: u32) -> Result<()> {
+        let changes = SetAttr {
+            mode: Some(mode),
+            ..SetAttr::default()
+        };
+        let inode = InodeId(file.inode);
+        let through = file.writable.then_some(&file.file);
+        let changed = self.backend.setattr(&file.creds, inode, changes, through);
+        self.inodes.changed(&mut changed.await?);
+        Ok(())
+    }
+
+    /// What close(2) waits for, so that it reports the errors of buffered writes. Ends the locks of fcntl(2) that
+    /// `owner` has on the file.
+    pub(crate) async fn flush(&self, handle: u64, owner: u64) -> Result<()> {
         let file = self.file(handle)?;
-        if file.is_dirty() {
+        let outcome = if file.is_dirty() {
             self.sync(&file).await
         } else {
             Ok(())
-        }
+        };
+        file.lockers.lock().remove(&owner);
+        let inode = InodeId(file.inode);
+        let unlocked = self.backend.release_locks(inode, owner, LockSpace::Posix);
+        outcome.and(unlocked.await)
     }
 
     /// Writes through any handle of this mount count: fsync(2) is about the file.
@@ -166,8 +240,8 @@ impl<B: Backend> Handler<B> {
         self.sync_writers(file.inode).await
     }
 
-    /// The last reference to the open is gone.
-    pub(crate) async fn release(&self, handle: u64) -> Result<()> {
+    /// The last reference to the open is gone, and with it the flock of this owner.
+    pub(crate) async fn release(&self, handle: u64, flock: Option<u64>) -> Result<()> {
         let removed = self.files.write().remove(&handle);
         let file = removed.ok_or_else(|| bad_handle(handle))?;
         self.confirm(&file);
@@ -177,9 +251,23 @@ impl<B: Backend> Handler<B> {
         } else {
             Ok(())
         };
+        let lockers = std::mem::take(&mut *file.lockers.lock());
+        let posix = lockers.into_iter().map(|owner| (owner, LockSpace::Posix));
+        let flock = flock.map(|owner| (owner, LockSpace::Flock));
+        let mut outcome = outcome;
+        for (owner, space) in posix.chain(flock) {
+            let unlocked = self
+                .backend
+                .release_locks(InodeId(file.inode), owner, space);
+            outcome = outcome.and(unlocked.await);
+        }
         let outcome = outcome.and(file.file.clone().close().await);
-        self.inodes.closed(file.inode, file.writable);
-        outcome
+        let last = self.inodes.closed(file.inode, file.writable);
+        if last {
+            outcome.and(self.stop_appending(file.inode).await)
+        } else {
+            outcome
+        }
     }
 
     /// Everything that this mount has written to the inode so far is on the server.
@@ -211,6 +299,16 @@ impl<B: Backend> Handler<B> {
                 Err(error)
             }
         }
+    }
+}
+
+fn create_flags(flags: i32) -> CreateFlags {
+    let wanted = open_flags(flags);
+    CreateFlags {
+        exclusive: flags & libc::O_EXCL != 0,
+        truncate: wanted.truncate,
+        read: wanted.read,
+        write: wanted.write,
     }
 }
 

@@ -1,7 +1,11 @@
 //! Names and attributes.
 
+use std::time::Duration;
+
 use bytes::Bytes;
-use emberfs_client::{Attr, Creds, RenameFlags, Result, SetAttr};
+use emberfs_client::attr::AttrExt;
+use emberfs_client::{Attr, Creds, NewMode, RenameFlags, Result, SetAttr};
+use emberfs_proto::ids::InodeId;
 use emberfs_proto::pb::{FileKind, StatFsReply};
 use emberfs_proto::{Error, ErrorCode};
 
@@ -23,9 +27,28 @@ impl<B: Backend> Handler<B> {
         self.inodes.forget(self.inode(node).0);
     }
 
-    pub(crate) async fn getattr(&self, node: u64) -> Result<Attr> {
+    /// Attributes, and how many blocks of 512 bytes a file takes: its holes take none.
+    pub(crate) async fn getattr(&self, node: u64) -> Result<(Attr, u64)> {
         let attr = self.backend.getattr(self.inode(node)).await?;
-        Ok(self.show(attr))
+        // Servers that cannot be asked now do not make stat fail.
+        let blocks = self.backend.blocks(&attr).await;
+        let blocks = blocks.unwrap_or_else(|_| attr.blocks());
+        Ok((self.show(attr), blocks))
+    }
+
+    /// Another machine has changed the inode: whether pages of it that the kernel may have are stale. Of a file that nobody
+    /// here has open, the next open tells.
+    pub(crate) async fn changed_elsewhere(&self, inode: InodeId) -> bool {
+        if !self.inodes.changed_elsewhere(inode.0) {
+            return false;
+        }
+        let attr = self.backend.getattr(inode).await;
+        attr.is_ok_and(|attr| self.inodes.drop_pages(&attr))
+    }
+
+    /// From now on other machines' changes to what the server said are told for so long; zero: they are not.
+    pub(crate) fn watched_for(&self, term: Duration) {
+        self.inodes.watched_for(term);
     }
 
     /// `handle`: the one that ftruncate came through.
@@ -62,15 +85,19 @@ impl<B: Backend> Handler<B> {
         creds: &Creds,
         parent: u64,
         name: &[u8],
-        mode: u32,
+        mode: NewMode,
         rdev: u32,
     ) -> Result<Attr> {
         check_name(name)?;
-        let kind = kind_of_mode(mode)?;
+        let kind = kind_of_mode(mode.mode)?;
         let parent = self.inode(parent);
+        let mode = NewMode {
+            mode: mode.mode & 0o7777,
+            ..mode
+        };
         let attr = self
             .backend
-            .mknod(creds, parent, name, kind, mode & 0o7777, rdev)
+            .mknod(creds, parent, name, kind, mode, rdev)
             .await?;
         self.inodes.touched(parent.0);
         Ok(self.show(attr))
@@ -81,14 +108,11 @@ impl<B: Backend> Handler<B> {
         creds: &Creds,
         parent: u64,
         name: &[u8],
-        mode: u32,
+        mode: NewMode,
     ) -> Result<Attr> {
         check_name(name)?;
         let parent = self.inode(parent);
-        let attr = self
-            .backend
-            .mkdir(creds, parent, name, mode & 0o7777)
-            .await?;
+        let attr = self.backend.mkdir(creds, parent, name, mode).await?;
         self.inodes.touched(parent.0);
         Ok(self.show(attr))
     }

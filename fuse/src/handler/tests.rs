@@ -2,7 +2,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
-use emberfs_client::{Creds, RenameFlags, SetAttr, TimeSet};
+use emberfs_client::{Creds, NewMode, RenameFlags, SetAttr, TimeSet};
 use emberfs_proto::ErrorCode;
 use emberfs_proto::ids::InodeId;
 use libc::{O_CREAT, O_DSYNC, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY};
@@ -19,22 +19,31 @@ fn handler() -> (Handler<Memory>, Memory, Creds) {
     )
 }
 
+const fn mode(mode: u32) -> NewMode {
+    NewMode { mode, umask: 0 }
+}
+
+const MODE: NewMode = mode(0o644);
+const DIR: NewMode = mode(0o755);
 const DATA: Bytes = Bytes::from_static(b"twelve bytes");
 
 #[tokio::test]
 async fn unsynced_writes_are_in_every_answer() {
     let (handler, memory, me) = handler();
     let (attr, open) = handler
-        .create(&me, ROOT_NODE, b"f", 0o644, O_CREAT | O_RDWR)
+        .create(&me, ROOT_NODE, b"f", MODE, O_CREAT | O_RDWR)
         .await
         .unwrap();
-    handler.write(open.handle, 0, DATA).await.unwrap();
+    handler
+        .write(open.handle, 0, DATA, (false, false))
+        .await
+        .unwrap();
     assert_eq!(
         memory.server_attr(attr.inode).size,
         0,
         "the fake lags, as servers do"
     );
-    assert_eq!(handler.getattr(attr.inode).await.unwrap().size, 12);
+    assert_eq!(handler.getattr(attr.inode).await.unwrap().0.size, 12);
     assert_eq!(handler.lookup(&me, ROOT_NODE, b"f").await.unwrap().size, 12);
     let dir = handler.opendir(ROOT_NODE);
     let listed = handler.readdir(&me, dir, 0, true).await.unwrap();
@@ -49,21 +58,24 @@ async fn unsynced_writes_are_in_every_answer() {
 async fn close_waits_for_written_data_and_reports_its_errors() {
     let (handler, memory, me) = handler();
     let (attr, open) = handler
-        .create(&me, ROOT_NODE, b"f", 0o644, O_CREAT | O_WRONLY)
+        .create(&me, ROOT_NODE, b"f", MODE, O_CREAT | O_WRONLY)
         .await
         .unwrap();
-    handler.write(open.handle, 0, DATA).await.unwrap();
+    handler
+        .write(open.handle, 0, DATA, (false, false))
+        .await
+        .unwrap();
     memory.fail_sync.store(true, Ordering::Relaxed);
     assert_eq!(
-        handler.flush(open.handle).await.unwrap_err().code,
+        handler.flush(open.handle, 0).await.unwrap_err().code,
         ErrorCode::NoSpace
     );
     memory.fail_sync.store(false, Ordering::Relaxed);
-    handler.flush(open.handle).await.unwrap();
+    handler.flush(open.handle, 0).await.unwrap();
     assert_eq!(memory.server_attr(attr.inode).size, 12);
     let syncs = memory.syncs.load(Ordering::Relaxed);
-    handler.flush(open.handle).await.unwrap();
-    handler.release(open.handle).await.unwrap();
+    handler.flush(open.handle, 0).await.unwrap();
+    handler.release(open.handle, None).await.unwrap();
     assert_eq!(
         memory.syncs.load(Ordering::Relaxed),
         syncs,
@@ -71,7 +83,7 @@ async fn close_waits_for_written_data_and_reports_its_errors() {
     );
     assert_eq!(memory.open_files.load(Ordering::Relaxed), 0);
     assert_eq!(
-        handler.flush(open.handle).await.unwrap_err().code,
+        handler.flush(open.handle, 0).await.unwrap_err().code,
         ErrorCode::NoSession
     );
 }
@@ -81,10 +93,13 @@ async fn a_synchronous_write_is_on_the_server_when_it_returns() {
     let (handler, memory, me) = handler();
     let flags = O_CREAT | O_WRONLY | O_DSYNC;
     let (attr, open) = handler
-        .create(&me, ROOT_NODE, b"f", 0o644, flags)
+        .create(&me, ROOT_NODE, b"f", MODE, flags)
         .await
         .unwrap();
-    handler.write(open.handle, 0, DATA).await.unwrap();
+    handler
+        .write(open.handle, 0, DATA, (false, false))
+        .await
+        .unwrap();
     assert_eq!(memory.server_attr(attr.inode).size, 12);
 }
 
@@ -92,11 +107,14 @@ async fn a_synchronous_write_is_on_the_server_when_it_returns() {
 async fn fsync_through_a_reader_covers_the_writers() {
     let (handler, memory, me) = handler();
     let (attr, writer) = handler
-        .create(&me, ROOT_NODE, b"f", 0o644, O_CREAT | O_WRONLY)
+        .create(&me, ROOT_NODE, b"f", MODE, O_CREAT | O_WRONLY)
         .await
         .unwrap();
     let reader = handler.open(&me, attr.inode, O_RDONLY).await.unwrap();
-    handler.write(writer.handle, 0, DATA).await.unwrap();
+    handler
+        .write(writer.handle, 0, DATA, (false, false))
+        .await
+        .unwrap();
     handler.fsync(reader.handle).await.unwrap();
     assert_eq!(memory.server_attr(attr.inode).size, 12);
 }
@@ -105,10 +123,13 @@ async fn fsync_through_a_reader_covers_the_writers() {
 async fn a_truncate_comes_after_the_writes_before_it() {
     let (handler, memory, me) = handler();
     let (attr, open) = handler
-        .create(&me, ROOT_NODE, b"f", 0o644, O_CREAT | O_WRONLY)
+        .create(&me, ROOT_NODE, b"f", MODE, O_CREAT | O_WRONLY)
         .await
         .unwrap();
-    handler.write(open.handle, 0, DATA).await.unwrap();
+    handler
+        .write(open.handle, 0, DATA, (false, false))
+        .await
+        .unwrap();
     let shorter = SetAttr {
         size: Some(3),
         ..SetAttr::default()
@@ -118,42 +139,48 @@ async fn a_truncate_comes_after_the_writes_before_it() {
         .await
         .unwrap();
     assert_eq!(shown.size, 3);
-    handler.release(open.handle).await.unwrap();
+    handler.release(open.handle, None).await.unwrap();
     assert_eq!(memory.server_attr(attr.inode).size, 3);
-    assert_eq!(handler.getattr(attr.inode).await.unwrap().size, 3);
+    assert_eq!(handler.getattr(attr.inode).await.unwrap().0.size, 3);
 }
 
 #[tokio::test]
 async fn an_opening_truncate_empties_what_another_handle_wrote() {
     let (handler, _, me) = handler();
     let (attr, open) = handler
-        .create(&me, ROOT_NODE, b"f", 0o644, O_CREAT | O_WRONLY)
+        .create(&me, ROOT_NODE, b"f", MODE, O_CREAT | O_WRONLY)
         .await
         .unwrap();
-    handler.write(open.handle, 0, DATA).await.unwrap();
+    handler
+        .write(open.handle, 0, DATA, (false, false))
+        .await
+        .unwrap();
     handler
         .open(&me, attr.inode, O_WRONLY | O_TRUNC)
         .await
         .unwrap();
-    assert_eq!(handler.getattr(attr.inode).await.unwrap().size, 0);
+    assert_eq!(handler.getattr(attr.inode).await.unwrap().0.size, 0);
 }
 
 #[tokio::test]
 async fn a_time_that_was_set_survives_the_close() {
     let (handler, memory, me) = handler();
     let (attr, open) = handler
-        .create(&me, ROOT_NODE, b"f", 0o644, O_CREAT | O_WRONLY)
+        .create(&me, ROOT_NODE, b"f", MODE, O_CREAT | O_WRONLY)
         .await
         .unwrap();
-    handler.write(open.handle, 0, DATA).await.unwrap();
+    handler
+        .write(open.handle, 0, DATA, (false, false))
+        .await
+        .unwrap();
     let then = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
     let times = SetAttr {
         mtime: Some(TimeSet::At(then)),
         ..SetAttr::default()
     };
     handler.setattr(&me, attr.inode, times, None).await.unwrap();
-    handler.flush(open.handle).await.unwrap();
-    handler.release(open.handle).await.unwrap();
+    handler.flush(open.handle, 0).await.unwrap();
+    handler.release(open.handle, None).await.unwrap();
     assert_eq!(memory.server_attr(attr.inode).mtime, Some(then.into()));
 }
 
@@ -167,7 +194,7 @@ async fn a_reopened_file_keeps_its_pages_until_another_machine_writes() {
         assert_eq!(open.keep_cache, round > 0);
         assert!(!open.attr_stale);
         handler.read(open.handle, 0, 10).await.unwrap();
-        handler.release(open.handle).await.unwrap();
+        handler.release(open.handle, None).await.unwrap();
     }
     memory.write_elsewhere(inode, b"other");
     let open = handler.open(&me, inode, O_RDONLY).await.unwrap();
@@ -179,12 +206,15 @@ async fn a_reopened_file_keeps_its_pages_until_another_machine_writes() {
 async fn what_this_mount_wrote_stays_cached() {
     let (handler, _, me) = handler();
     let (attr, open) = handler
-        .create(&me, ROOT_NODE, b"f", 0o644, O_CREAT | O_RDWR)
+        .create(&me, ROOT_NODE, b"f", MODE, O_CREAT | O_RDWR)
         .await
         .unwrap();
-    handler.write(open.handle, 0, DATA).await.unwrap();
-    handler.flush(open.handle).await.unwrap();
-    handler.release(open.handle).await.unwrap();
+    handler
+        .write(open.handle, 0, DATA, (false, false))
+        .await
+        .unwrap();
+    handler.flush(open.handle, 0).await.unwrap();
+    handler.release(open.handle, None).await.unwrap();
     assert!(
         handler
             .open(&me, attr.inode, O_RDONLY)
@@ -198,10 +228,10 @@ async fn what_this_mount_wrote_stays_cached() {
 async fn a_subdirectory_is_node_one() {
     let (_, memory, me) = handler();
     let whole = Handler::new(memory.clone(), InodeId::ROOT, false);
-    let dir = whole.mkdir(&me, ROOT_NODE, b"sub", 0o755).await.unwrap();
-    whole.mkdir(&me, dir.inode, b"inner", 0o755).await.unwrap();
+    let dir = whole.mkdir(&me, ROOT_NODE, b"sub", DIR).await.unwrap();
+    whole.mkdir(&me, dir.inode, b"inner", DIR).await.unwrap();
     let part = Handler::new(memory, InodeId(dir.inode), false);
-    assert_eq!(part.getattr(ROOT_NODE).await.unwrap().inode, ROOT_NODE);
+    assert_eq!(part.getattr(ROOT_NODE).await.unwrap().0.inode, ROOT_NODE);
     let inner = part.lookup(&me, ROOT_NODE, b"inner").await.unwrap();
     let handle = part.opendir(inner.inode);
     let items = part.readdir(&me, handle, 0, false).await.unwrap();
@@ -212,10 +242,7 @@ async fn a_subdirectory_is_node_one() {
 async fn names_and_kinds_are_checked() {
     let (handler, _, me) = handler();
     let long = vec![b'x'; 256];
-    let error = handler
-        .mkdir(&me, ROOT_NODE, &long, 0o755)
-        .await
-        .unwrap_err();
+    let error = handler.mkdir(&me, ROOT_NODE, &long, DIR).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::NameTooLong);
     let error = handler
         .rename(
@@ -228,7 +255,7 @@ async fn names_and_kinds_are_checked() {
         .unwrap_err();
     assert_eq!(error.code, ErrorCode::NameTooLong);
     let error = handler
-        .mknod(&me, ROOT_NODE, b"d", libc::S_IFDIR | 0o755, 0)
+        .mknod(&me, ROOT_NODE, b"d", mode(libc::S_IFDIR | 0o755), 0)
         .await
         .unwrap_err();
     assert_eq!(error.code, ErrorCode::InvalidArgument);
@@ -238,7 +265,7 @@ async fn names_and_kinds_are_checked() {
 async fn the_end_closes_what_the_kernel_left_open() {
     let (handler, memory, me) = handler();
     handler
-        .create(&me, ROOT_NODE, b"f", 0o644, O_CREAT | O_WRONLY)
+        .create(&me, ROOT_NODE, b"f", MODE, O_CREAT | O_WRONLY)
         .await
         .unwrap();
     assert_eq!(memory.open_files.load(Ordering::Relaxed), 1);

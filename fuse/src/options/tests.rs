@@ -29,6 +29,7 @@ fn every_value_reaches_its_field() {
         read_ahead_kb: 128,
         attr_timeout: Duration::from_millis(250),
         entry_timeout: Duration::from_secs(3),
+        timeouts_chosen: true,
         transport: Transport::Classic,
         verify: Verify::Transfer,
         suid: true,

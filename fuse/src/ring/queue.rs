@@ -21,8 +21,8 @@ use io_uring::squeue::Entry128;
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode};
 
-use super::abi;
-use super::reply::Reply;
+use crate::protocol::abi;
+use crate::protocol::reply::Reply;
 
 /// Completion of the pipe's read.
 const WAKE: u64 = u64::MAX;
@@ -74,14 +74,14 @@ struct Done {
 }
 
 /// The way back for one request.
-pub(super) struct Return {
+pub(crate) struct Return {
     slot: usize,
     done: SyncSender<Done>,
     wake: Arc<Wake>,
 }
 
 impl Return {
-    pub(super) fn send(self, unique: u64, reply: Reply) {
+    pub(crate) fn send(self, unique: u64, reply: Reply) {
         let done = Done {
             slot: self.slot,
             unique,

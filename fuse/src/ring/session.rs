@@ -13,26 +13,24 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
-use super::handshake::{Init, MAX_WRITE, payload_capacity};
 use super::queue::{Arrived, Queue, Wake};
-use super::request::{Head, Operation, decode_message, fixed_len};
-use super::serve::{Responder, Server};
-use super::{abi, support};
-use crate::adapter::Gate;
+use super::support;
 use crate::backend::Backend;
-use crate::handler::Handler;
 use crate::preflight::at;
+use crate::protocol::MESSAGE;
+use crate::protocol::init::{self, payload_capacity};
+use crate::protocol::request::Head;
+use crate::server::{AbortOnDrop, Parts, Responder, Server};
 use crate::{MountOptions, device};
 
 #[cfg(test)]
 mod tests;
 
-/// Largest message of the device: a write's data and its headers.
-const MESSAGE: usize = MAX_WRITE as usize + 4096;
-
 /// A mounted file system whose queues are running; [`Session::run`] serves the device beside them.
 pub(crate) struct Session<B: Backend> {
     server: Arc<Server<B>>,
+    /// Hears of what other machines change.
+    _others: Option<AbortOnDrop>,
     device: Arc<OwnedFd>,
     queues: Queues<B>,
 }
@@ -55,24 +53,20 @@ struct Running<B: Backend> {
 
 impl<B: Backend> Session<B> {
     /// Mounts at `path` (checked before). Leaves nothing behind if it fails.
-    pub(crate) fn attach(
-        handler: Arc<Handler<B>>,
-        runtime: tokio::runtime::Handle,
-        gate: Arc<Gate>,
-        path: &Path,
-        options: &MountOptions,
-    ) -> Result<Self> {
+    pub(crate) fn attach(parts: &Parts<B>, path: &Path, options: &MountOptions) -> Result<Self> {
         let cpus = support::check(options)?;
         let queues = Queues::start(cpus).map_err(|error| unusable(path, &error))?;
         let device = Arc::new(device::mount_directly(path, options)?);
         let attached = handshake(&device, options).and_then(|()| {
-            let server = Server::new(handler, runtime, gate, device.clone(), options);
-            let server = Arc::new(server);
+            // A request that waits occupies an entry; one of each queue must stay free for those who unlock.
+            let waiters = support::entries(cpus) - 1;
+            let server = Server::new(parts.clone(), device.clone(), options, waiters);
             queues.register(&device, &server)?;
             Ok(server)
         });
         match attached {
             Ok(server) => Ok(Self {
+                _others: server.follow_others(),
                 server,
                 device,
                 queues,
@@ -111,33 +105,12 @@ impl<B: Backend> Session<B> {
                 return Ok(());
             }
             match rustix::io::read(&*self.device, &mut message) {
-                Ok(len) => self.serve_message(&message[..len]),
+                Ok(len) => self.server.message(&self.device, &message[..len]),
                 // NOENT: a request was given up before it was read.
                 Err(Errno::AGAIN | Errno::INTR | Errno::NOENT) => {}
                 Err(Errno::NODEV) => return Ok(()),
                 Err(errno) => return Err(errno.into()),
             }
-        }
-    }
-
-    fn serve_message(&self, message: &[u8]) {
-        let Some((head, operation)) = decode_message(message) else {
-            tracing::warn!(
-                bytes = message.len(),
-                "a message of the kernel is too short"
-            );
-            return;
-        };
-        if head.opcode == abi::op::FORGET {
-            return self.server.forget(&[head.node]);
-        }
-        if let Some(Operation::Forget { nodes }) = operation {
-            return self.server.forget(&nodes);
-        }
-        let respond = Responder::device(self.device.clone(), head.unique);
-        // Dropping the responder of a malformed request says EIO.
-        if let Some(operation) = operation {
-            self.server.serve(&head, operation, respond);
         }
     }
 }
@@ -259,22 +232,11 @@ fn serve_arrived<B: Backend>(server: &Server<B>, arrived: Arrived<'_>) {
         return;
     };
     let respond = Responder::ring(arrived.back, head.unique);
-    let fixed = arrived.fixed.get(..fixed_len(head.opcode));
-    let operation = fixed.and_then(|fixed| Operation::decode(head.opcode, fixed, arrived.payload));
-    // Dropping the responder of a malformed request says EIO.
-    if let Some(operation) = operation {
-        server.serve(&head, operation, respond);
-    }
+    server.arrived(&head, arrived.fixed, arrived.payload, respond);
 }
 
 fn handshake(device: &OwnedFd, options: &MountOptions) -> io::Result<()> {
-    let mut message = vec![0; MESSAGE];
-    let len = rustix::io::retry_on_intr(|| rustix::io::read(device, &mut message))?;
-    let init = Init::decode(&message[..len])?;
-    let reply = init.reply(options.max_background)?;
-    let header = reply.header(init.unique);
-    let parts = [io::IoSlice::new(&header), io::IoSlice::new(&reply.data)];
-    rustix::io::writev(device, &parts)?;
+    init::handshake(device, options.max_background, true)?;
     // From now on the device is read only when it has something.
     let flags = rustix::fs::fcntl_getfl(device)?;
     rustix::fs::fcntl_setfl(device, flags | OFlags::NONBLOCK)?;

@@ -5,7 +5,8 @@ use std::time::Duration;
 use emberfs_proto::ids::InodeId;
 
 use super::*;
-use crate::adapter::MAX_IN_FLIGHT;
+use crate::handler::Handler;
+use crate::server::{Gate, MAX_IN_FLIGHT};
 use crate::testing::Memory;
 
 /// More than a queue's drain takes, and less than the limit of a hanging test.
@@ -27,14 +28,14 @@ async fn a_lost_queue_takes_the_mount_with_it() {
     }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().canonicalize().unwrap();
-    let handler = Arc::new(Handler::new(Memory::new(), InodeId::ROOT, false));
-    let runtime = tokio::runtime::Handle::current();
-    let gate = Gate::new(MAX_IN_FLIGHT);
+    let parts = Parts {
+        handler: Arc::new(Handler::new(Memory::new(), InodeId::ROOT, false)),
+        runtime: tokio::runtime::Handle::current(),
+        gate: Gate::new(MAX_IN_FLIGHT),
+    };
     let at = path.clone();
-    let session = off(move || {
-        Session::attach(handler, runtime, gate, &at, &MountOptions::default()).unwrap()
-    })
-    .await;
+    let options = MountOptions::default();
+    let session = off(move || Session::attach(&parts, &at, &options).unwrap()).await;
     let wake = session.queues.threads[0].wake.clone();
     let served = tokio::task::spawn_blocking(move || session.run());
     let file = path.join("f");

@@ -94,6 +94,7 @@ fn what_is_created_has_its_mode() {
         &Operation::MkNod {
             name: text("fifo"),
             mode: 0o10644,
+            umask: 0o22,
             rdev: 3,
         },
     );
@@ -102,6 +103,7 @@ fn what_is_created_has_its_mode() {
         &Operation::MkDir {
             name: text("dir"),
             mode: 0o755,
+            umask: 0o22,
         },
     );
     let flags = four(libc::O_RDWR.cast_unsigned());
@@ -113,6 +115,18 @@ fn what_is_created_has_its_mode() {
         &Operation::Create {
             name: text("new"),
             mode: 0o100_600,
+            umask: 0o22,
+            flags: libc::O_RDWR,
+        },
+    );
+    same(
+        &decoded(
+            op::TMPFILE,
+            &[&flags, &four(0o100_600), &four(0o22), &four(0), b"/\0"],
+        ),
+        &Operation::TmpFile {
+            mode: 0o100_600,
+            umask: 0o22,
             flags: libc::O_RDWR,
         },
     );
@@ -147,21 +161,151 @@ fn reads_writes_and_handles() {
             handle: 3,
             offset: 1 << 40,
             data: text("data"),
+            kill_ids: false,
+            append: false,
         },
     );
+    let flags = four(abi::WRITE_KILL_SUIDGID);
+    let kill = message(
+        op::WRITE,
+        &[&handle, &offset, &size, &flags, &[0; 16], b"data"],
+    );
+    let (_, operation) = decode_message(&kill).unwrap();
+    let kill_ids = |op: &Operation| matches!(op, Operation::Write { kill_ids: true, .. });
+    assert!(operation.is_some_and(|operation| kill_ids(&operation)));
     let short = message(op::WRITE, &[&io.concat(), b"dat"]);
     assert!(decode_message(&short).unwrap().1.is_none());
     same(
         &decoded(op::FSYNC, &[&eight(3), &eight(0)]),
         &Operation::FSync { handle: 3 },
     );
-    for (opcode, expected) in [
-        (op::FLUSH, Operation::Flush { handle: 3 }),
-        (op::RELEASE, Operation::Release { handle: 3 }),
-        (op::RELEASEDIR, Operation::ReleaseDir { handle: 3 }),
-    ] {
-        same(&decoded(opcode, &[&eight(3), &[0; 16]]), &expected);
+    same(
+        &decoded(op::RELEASEDIR, &[&eight(3), &[0; 16]]),
+        &Operation::ReleaseDir { handle: 3 },
+    );
+    let (handle, owner) = (3, 8);
+    same(
+        &decoded(op::FLUSH, &[&eight(3), &[0; 8], &eight(8)]),
+        &Operation::Flush { handle, owner },
+    );
+    for (bits, flock) in [(1, None), (2, Some(8)), (3, Some(8))] {
+        same(
+            &decoded(op::RELEASE, &[&eight(3), &four(0), &four(bits), &eight(8)]),
+            &Operation::Release { handle, flock },
+        );
     }
+}
+
+#[test]
+fn extended_attributes_and_their_sizes() {
+    let (name, value) = (text("user.a"), text("one"));
+    let set = Operation::SetXattr {
+        name: name.clone(),
+        value,
+        flags: 2,
+    };
+    let fixed = [four(3), four(2)].concat();
+    same(&decoded(op::SETXATTR, &[&fixed, b"user.a\0one"]), &set);
+    let short = message(op::SETXATTR, &[&fixed, b"user.a\0on"]);
+    assert!(decode_message(&short).unwrap().1.is_none());
+    let get = Operation::GetXattr {
+        name: name.clone(),
+        size: 100,
+    };
+    same(
+        &decoded(op::GETXATTR, &[&four(100), &four(0), b"user.a\0"]),
+        &get,
+    );
+    same(
+        &decoded(op::LISTXATTR, &[&four(7), &four(0)]),
+        &Operation::ListXattr { size: 7 },
+    );
+    same(
+        &decoded(op::REMOVEXATTR, &[b"user.a\0"]),
+        &Operation::RemoveXattr { name },
+    );
+}
+
+#[test]
+fn locks_and_ranges() {
+    let kind = four(libc::F_WRLCK.cast_unsigned());
+    let fields = [
+        &eight(3)[..],
+        &eight(8),
+        &eight(100),
+        &eight(199),
+        &kind,
+        &four(4242),
+    ];
+    let lock = |flock| Lock {
+        handle: 3,
+        owner: 8,
+        start: 100,
+        end: 199,
+        kind: libc::F_WRLCK,
+        pid: 4242,
+        flock,
+    };
+    for (opcode, flags, expected) in [
+        (op::GETLK, 0, Operation::GetLock { lock: lock(false) }),
+        (
+            op::SETLK,
+            1,
+            Operation::SetLock {
+                lock: lock(true),
+                wait: false,
+            },
+        ),
+        (
+            op::SETLKW,
+            0,
+            Operation::SetLock {
+                lock: lock(false),
+                wait: true,
+            },
+        ),
+    ] {
+        same(
+            &decoded(opcode, &[&fields.concat(), &four(flags), &four(0)]),
+            &expected,
+        );
+    }
+    same(
+        &decoded(
+            op::FALLOCATE,
+            &[&eight(3), &eight(4), &eight(5), &four(3), &four(0)],
+        ),
+        &Operation::Allocate {
+            handle: 3,
+            offset: 4,
+            len: 5,
+            mode: 3,
+        },
+    );
+    let data = four(libc::SEEK_DATA.cast_unsigned());
+    same(
+        &decoded(op::LSEEK, &[&eight(3), &eight(4), &data, &four(0)]),
+        &Operation::Seek {
+            handle: 3,
+            offset: 4,
+            whence: 3,
+        },
+    );
+    let copy = [1u64, 2, 99, 3, 4, 5, 0].map(eight).concat();
+    same(
+        &decoded(op::COPY_FILE_RANGE, &[&copy]),
+        &Operation::CopyRange {
+            from: 1,
+            from_offset: 2,
+            to: 3,
+            to_offset: 4,
+            len: 5,
+        },
+    );
+    same(
+        &decoded(op::INTERRUPT, &[&eight(76)]),
+        &Operation::Interrupt { unique: 76 },
+    );
 }
 
 #[test]
@@ -199,11 +343,10 @@ fn batches_of_forgets_are_as_long_as_they_say() {
 }
 
 #[test]
-fn what_is_not_served_is_refused_as_the_classic_transport_does() {
-    const GETXATTR: u32 = 22;
+fn what_is_not_served_is_refused() {
+    const ACCESS: u32 = 34;
     for (opcode, errno) in [
-        (GETXATTR, libc::ENOSYS),
-        (op::INTERRUPT, libc::ENOSYS),
+        (ACCESS, libc::ENOSYS),
         (op::IOCTL, libc::ENOTTY),
         (9999, libc::ENOSYS),
     ] {

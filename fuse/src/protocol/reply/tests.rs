@@ -1,8 +1,8 @@
 use emberfs_proto::pb::{FileKind, Time};
 use proptest::prelude::*;
 
-use super::super::abi::{u32_at, u64_at};
 use super::*;
+use crate::protocol::abi::{u32_at, u64_at};
 
 const TTL: Lifetimes = Lifetimes {
     entry: Duration::new(1, 2),
@@ -71,16 +71,16 @@ fn entries_and_attributes_lie_where_the_kernel_reads_them() {
     assert_eq!(eights, [7, 8, 1, 3]);
     assert_eq!((u32_at(&entry, 32), u32_at(&entry, 36)), (Some(2), Some(4)));
     assert_attributes(&entry, 40);
-    let attributes = attributes(&attr(), TTL.attr).data;
+    let attributes = attributes(&attr(), 3, TTL.attr).data;
     assert_eq!(attributes.len(), 104);
     assert_eq!(u64_at(&attributes, 0), Some(3));
     assert_eq!(u32_at(&attributes, 8), Some(4));
     assert_attributes(&attributes, 16);
-    let created = created(&attr(), TTL.shorter(), 21, 22).data;
+    let created = created(&attr(), TTL, 21, 22).data;
     assert_eq!(created.len(), 144);
     assert_eq!(
         (u64_at(&created, 16), u64_at(&created, 24)),
-        (Some(1), Some(1))
+        (Some(1), Some(3))
     );
     assert_attributes(&created, 40);
     assert_eq!(created[128..], opened(21, 22).data);
@@ -111,7 +111,7 @@ fn listings_hold_whole_entries_up_to_the_size() {
     assert_eq!(all[32 + 24..64], *b"eight888");
     assert_eq!(listing(&items, 103, None).data, all[..64]);
     assert_eq!(listing(&items, 31, None).data.len(), 0);
-    let plus = listing(&items, 4096, Some(TTL)).data;
+    let plus = listing(&items, 4096, Some(&|_| TTL)).data;
     assert_eq!(plus.len(), all.len() + 3 * 128);
     assert_eq!(plus[128..160], all[..32]);
     assert_eq!(u64_at(&plus, 0), Some(7));
@@ -143,6 +143,43 @@ fn a_notification_names_the_node_and_no_pages() {
     assert_eq!(u32_at(&bytes, 4), Some(abi::NOTIFY_INVAL_INODE));
     let eights: Vec<_> = (1..5).map(|i| u64_at(&bytes, 8 * i).unwrap()).collect();
     assert_eq!(eights, [0, 7, u64::MAX, 0]);
+}
+
+#[test]
+fn other_notifications_name_pages_and_names() {
+    let pages = stale_pages(7);
+    assert_eq!(u64_at(&pages, 24), Some(0), "from the first page on");
+    let name = stale_name(7, b"name");
+    assert_eq!(u32_at(&name, 0), Some(name.len() as u32));
+    assert_eq!(u32_at(&name, 4), Some(abi::NOTIFY_INVAL_ENTRY));
+    assert_eq!((u64_at(&name, 16), u32_at(&name, 24)), (Some(7), Some(4)));
+    assert_eq!(name[32..], *b"name\0");
+}
+
+#[test]
+fn values_are_sized_and_locks_described() {
+    let value = Bytes::from_static(b"value");
+    assert_eq!(sized(value.clone(), 0), written(5));
+    assert_eq!(sized(value.clone(), 4), Reply::error(libc::ERANGE));
+    assert_eq!(sized(value.clone(), 5), Reply::data(value));
+    let found = LockInfo {
+        kind: LockKind::Exclusive,
+        start: 1,
+        end: 2,
+        pid: 3,
+    };
+    let bytes = lock(Some(&found)).data;
+    assert_eq!((u64_at(&bytes, 0), u64_at(&bytes, 8)), (Some(1), Some(2)));
+    let kind = u32_at(&bytes, 16).map(u32::cast_signed);
+    assert_eq!((kind, u32_at(&bytes, 20)), (Some(libc::F_WRLCK), Some(3)));
+    let none = lock(None).data;
+    assert_eq!(u32_at(&none, 16).map(u32::cast_signed), Some(libc::F_UNLCK));
+    assert_eq!(offset(9).data[..], 9u64.to_ne_bytes());
+    let missing = no_entry(TTL.entry).data;
+    assert_eq!(
+        (missing.len(), u64_at(&missing, 0), u64_at(&missing, 16)),
+        (128, Some(0), Some(1))
+    );
 }
 
 proptest! {

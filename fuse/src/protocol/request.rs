@@ -13,19 +13,19 @@ mod tests;
 
 /// What every request begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Head {
-    pub(super) opcode: u32,
+pub(crate) struct Head {
+    pub(crate) opcode: u32,
     /// Names the request in its reply.
-    pub(super) unique: u64,
-    pub(super) node: u64,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) pid: u32,
+    pub(crate) unique: u64,
+    pub(crate) node: u64,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) pid: u32,
 }
 
 impl Head {
     /// `None` if there are fewer than [`abi::IN_HEADER`] bytes.
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         Some(Self {
             opcode: u32_at(bytes, 4)?,
             unique: u64_at(bytes, 8)?,
@@ -39,7 +39,7 @@ impl Head {
 
 /// What is asked; it owns its bytes.
 #[derive(Clone, Debug)]
-pub(super) enum Operation {
+pub(crate) enum Operation {
     Lookup {
         name: Bytes,
     },
@@ -60,11 +60,13 @@ pub(super) enum Operation {
     MkNod {
         name: Bytes,
         mode: u32,
+        umask: u32,
         rdev: u32,
     },
     MkDir {
         name: Bytes,
         mode: u32,
+        umask: u32,
     },
     Unlink {
         name: Bytes,
@@ -88,6 +90,13 @@ pub(super) enum Operation {
     Create {
         name: Bytes,
         mode: u32,
+        umask: u32,
+        flags: i32,
+    },
+    /// O_TMPFILE.
+    TmpFile {
+        mode: u32,
+        umask: u32,
         flags: i32,
     },
     Read {
@@ -99,15 +108,23 @@ pub(super) enum Operation {
         handle: u64,
         offset: u64,
         data: Bytes,
+        /// Set-id bits go with it.
+        kill_ids: bool,
+        /// Through a descriptor with O_APPEND.
+        append: bool,
     },
     Flush {
         handle: u64,
+        /// Whose locks of fcntl(2) on the inode end.
+        owner: u64,
     },
     FSync {
         handle: u64,
     },
     Release {
         handle: u64,
+        /// Whose flock ends.
+        flock: Option<u64>,
     },
     OpenDir,
     ReadDir {
@@ -122,18 +139,103 @@ pub(super) enum Operation {
     /// Every change of names was durable before it was answered.
     FSyncDir,
     StatFs,
+    SetXattr {
+        name: Bytes,
+        value: Bytes,
+        flags: u32,
+    },
+    /// `size`: room for the value; 0 asks how long it is.
+    GetXattr {
+        name: Bytes,
+        size: u32,
+    },
+    ListXattr {
+        size: u32,
+    },
+    RemoveXattr {
+        name: Bytes,
+    },
+    GetLock {
+        lock: Lock,
+    },
+    SetLock {
+        lock: Lock,
+        wait: bool,
+    },
+    Allocate {
+        handle: u64,
+        offset: u64,
+        len: u64,
+        mode: i32,
+    },
+    Seek {
+        handle: u64,
+        offset: u64,
+        whence: u32,
+    },
+    CopyRange {
+        from: u64,
+        from_offset: u64,
+        to: u64,
+        to_offset: u64,
+        len: u64,
+    },
+    /// Who waits for this request got a signal. Has no reply if it was understood.
+    Interrupt {
+        unique: u64,
+    },
     Destroy,
     /// Not served; the number is the reply.
     Refused(i32),
 }
 
+/// A lock as the kernel describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lock {
+    pub(crate) handle: u64,
+    pub(crate) owner: u64,
+    pub(crate) start: u64,
+    /// Inclusive.
+    pub(crate) end: u64,
+    /// F_RDLCK, F_WRLCK or F_UNLCK.
+    pub(crate) kind: i32,
+    pub(crate) pid: u32,
+    /// Of flock(2).
+    pub(crate) flock: bool,
+}
+
+impl Lock {
+    /// Of `fuse_lk_in`.
+    fn decode(fixed: &[u8]) -> Option<Self> {
+        let eight = |at| u64_at(fixed, at);
+        Some(Self {
+            handle: eight(0)?,
+            owner: eight(8)?,
+            start: eight(16)?,
+            end: eight(24)?,
+            kind: u32_at(fixed, 32)?.cast_signed(),
+            pid: u32_at(fixed, 36)?,
+            flock: u32_at(fixed, 40)? & abi::LOCK_FLOCK != 0,
+        })
+    }
+}
+
 /// Bytes of the operation's fixed part, which the device puts before the rest and a ring apart.
-pub(super) fn fixed_len(opcode: u32) -> usize {
+pub(crate) fn fixed_len(opcode: u32) -> usize {
     match opcode {
         op::SETATTR => 88,
+        op::COPY_FILE_RANGE => 56,
+        op::GETLK | op::SETLK | op::SETLKW => 48,
         op::READ | op::WRITE | op::READDIR | op::READDIRPLUS => 40,
-        op::RELEASE | op::RELEASEDIR | op::FLUSH => 24,
-        op::GETATTR | op::MKNOD | op::CREATE | op::RENAME2 | op::FSYNC | op::FSYNCDIR => 16,
+        op::FALLOCATE => 32,
+        op::RELEASE | op::RELEASEDIR | op::FLUSH | op::LSEEK => 24,
+        op::GETATTR
+        | op::MKNOD
+        | op::CREATE
+        | op::TMPFILE
+        | op::RENAME2
+        | op::FSYNC
+        | op::FSYNCDIR => 16,
         op::MKDIR
         | op::RENAME
         | op::LINK
@@ -141,6 +243,9 @@ pub(super) fn fixed_len(opcode: u32) -> usize {
         | op::OPENDIR
         | op::FORGET
         | op::BATCH_FORGET
+        | op::SETXATTR
+        | op::GETXATTR
+        | op::LISTXATTR
         | op::INTERRUPT => 8,
         _ => 0,
     }
@@ -149,7 +254,7 @@ pub(super) fn fixed_len(opcode: u32) -> usize {
 impl Operation {
     /// `None` if the bytes are no such request. Of `fixed` at least [`fixed_len`] bytes are needed,
     /// more are ignored; `rest` is exact.
-    pub(super) fn decode(opcode: u32, fixed: &[u8], rest: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(opcode: u32, fixed: &[u8], rest: &[u8]) -> Option<Self> {
         let four = |at| u32_at(fixed, at);
         let eight = |at| u64_at(fixed, at);
         Some(match opcode {
@@ -172,10 +277,12 @@ impl Operation {
                 name: name(rest)?,
                 mode: four(0)?,
                 rdev: four(4)?,
+                umask: four(8)?,
             },
             op::MKDIR => Self::MkDir {
                 name: name(rest)?,
                 mode: four(0)?,
+                umask: four(4)?,
             },
             op::UNLINK => Self::Unlink { name: name(rest)? },
             op::RMDIR => Self::RmDir { name: name(rest)? },
@@ -200,6 +307,12 @@ impl Operation {
                 name: name(rest)?,
                 flags: four(0)?.cast_signed(),
                 mode: four(4)?,
+                umask: four(8)?,
+            },
+            op::TMPFILE => Self::TmpFile {
+                flags: four(0)?.cast_signed(),
+                mode: four(4)?,
+                umask: four(8)?,
             },
             op::READ => Self::Read {
                 handle: eight(0)?,
@@ -210,10 +323,18 @@ impl Operation {
                 handle: eight(0)?,
                 offset: eight(8)?,
                 data: Bytes::copy_from_slice(rest.get(..four(16)? as usize)?),
+                kill_ids: four(20)? & abi::WRITE_KILL_SUIDGID != 0,
+                append: four(32)?.cast_signed() & libc::O_APPEND != 0,
             },
-            op::FLUSH => Self::Flush { handle: eight(0)? },
+            op::FLUSH => Self::Flush {
+                handle: eight(0)?,
+                owner: eight(16)?,
+            },
             op::FSYNC => Self::FSync { handle: eight(0)? },
-            op::RELEASE => Self::Release { handle: eight(0)? },
+            op::RELEASE => Self::Release {
+                handle: eight(0)?,
+                flock: chosen(four(12)?, abi::RELEASE_FLOCK_UNLOCK, eight(16)?),
+            },
             op::OPENDIR => Self::OpenDir,
             op::READDIR | op::READDIRPLUS => Self::ReadDir {
                 handle: eight(0)?,
@@ -224,6 +345,46 @@ impl Operation {
             op::RELEASEDIR => Self::ReleaseDir { handle: eight(0)? },
             op::FSYNCDIR => Self::FSyncDir,
             op::STATFS => Self::StatFs,
+            op::SETXATTR => {
+                let (name, value) = cut(rest)?;
+                Self::SetXattr {
+                    name: Bytes::copy_from_slice(name),
+                    value: Bytes::copy_from_slice(value.get(..four(0)? as usize)?),
+                    flags: four(4)?,
+                }
+            }
+            op::GETXATTR => Self::GetXattr {
+                name: name(rest)?,
+                size: four(0)?,
+            },
+            op::LISTXATTR => Self::ListXattr { size: four(0)? },
+            op::REMOVEXATTR => Self::RemoveXattr { name: name(rest)? },
+            op::GETLK => Self::GetLock {
+                lock: Lock::decode(fixed)?,
+            },
+            op::SETLK | op::SETLKW => Self::SetLock {
+                lock: Lock::decode(fixed)?,
+                wait: opcode == op::SETLKW,
+            },
+            op::FALLOCATE => Self::Allocate {
+                handle: eight(0)?,
+                offset: eight(8)?,
+                len: eight(16)?,
+                mode: four(24)?.cast_signed(),
+            },
+            op::LSEEK => Self::Seek {
+                handle: eight(0)?,
+                offset: eight(8)?,
+                whence: four(16)?,
+            },
+            op::COPY_FILE_RANGE => Self::CopyRange {
+                from: eight(0)?,
+                from_offset: eight(8)?,
+                to: eight(24)?,
+                to_offset: eight(32)?,
+                len: eight(40)?,
+            },
+            op::INTERRUPT => Self::Interrupt { unique: eight(0)? },
             op::DESTROY => Self::Destroy,
             op::IOCTL => Self::Refused(libc::ENOTTY),
             _ => Self::Refused(libc::ENOSYS),
@@ -232,7 +393,7 @@ impl Operation {
 }
 
 /// A request as the device gives it. The second part is `None` if it is malformed.
-pub(super) fn decode_message(bytes: &[u8]) -> Option<(Head, Option<Operation>)> {
+pub(crate) fn decode_message(bytes: &[u8]) -> Option<(Head, Option<Operation>)> {
     let head = Head::decode(bytes)?;
     let body = bytes.get(abi::IN_HEADER..)?;
     let parts = body.split_at_checked(fixed_len(head.opcode));

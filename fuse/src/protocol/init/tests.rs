@@ -13,21 +13,21 @@ fn offer(flags: u64, major: u32) -> Vec<u8> {
 
 #[test]
 fn what_is_offered_and_wanted_is_taken() {
-    const POSIX_LOCKS: u64 = 1 << 1;
-    let flags = init::INIT_EXT | init::OVER_IO_URING | init::ASYNC_READ | POSIX_LOCKS;
+    const EXPORT_SUPPORT: u64 = 1 << 4;
+    let flags = init::INIT_EXT | init::OVER_IO_URING | init::ASYNC_READ | EXPORT_SUPPORT;
     let init = Init::decode(&offer(flags, 7)).unwrap();
     assert_eq!(init.unique, 2);
-    let bytes = init.reply(128).unwrap().data;
+    let bytes = init.reply(128, true).unwrap().data;
     assert_eq!(bytes.len(), 64);
     let fours: Vec<_> = (0..9).map(|i| u32_at(&bytes, 4 * i).unwrap()).collect();
     let background = u32::from_ne_bytes([128, 0, 96, 0]);
     let low = (init::INIT_EXT | init::ASYNC_READ) as u32;
-    let pages = (MAX_WRITE as usize / rustix::param::page_size()) as u32;
+    let pages = (MAX_IO as usize / rustix::param::page_size()) as u32;
     assert_eq!(
         fours,
-        [7, 42, 131_072, low, background, MAX_WRITE, 1, pages, 1 << 9]
+        [7, 42, 131_072, low, background, MAX_IO, 1, pages, 1 << 9]
     );
-    assert!(payload_capacity() >= MAX_WRITE as usize);
+    assert!(payload_capacity() >= MAX_IO as usize);
 }
 
 #[test]
@@ -39,9 +39,17 @@ fn a_kernel_without_rings_is_refused() {
         (init::INIT_EXT | init::OVER_IO_URING, 8),
     ] {
         let init = Init::decode(&offer(flags, major)).unwrap();
-        let error = init.reply(128).unwrap_err();
+        let error = init.reply(128, true).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::Unsupported);
     }
+    let flags = init::INIT_EXT | init::OVER_IO_URING;
+    let init = Init::decode(&offer(flags, 7)).unwrap();
+    let bytes = init.reply(128, false).unwrap().data;
+    assert_eq!(
+        u32_at(&bytes, 32),
+        Some(0),
+        "the classic device takes no rings"
+    );
 }
 
 #[test]

@@ -1,23 +1,26 @@
-//! INIT: what the kernel offers and what is chosen. The classic transport's choices, and the rings.
+//! INIT: what the kernel offers and what is chosen, the same for both transports but for the rings.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use super::abi::{self, init, u32_at};
 use super::reply::Reply;
 use super::request::Head;
-use crate::adapter::MAX_IO;
+use super::{MAX_IO, MESSAGE};
 
 #[cfg(test)]
 mod tests;
 
-/// Largest write, bytes.
-pub(super) const MAX_WRITE: u32 = MAX_IO;
-
 /// The kernel wants no payload buffer below this.
 const MIN_PAYLOAD: usize = 8192;
 
-/// What is used if the kernel has it.
-const WANTED: u64 = init::ASYNC_READ
+/// What is used if the kernel has it; the rings are a matter of the transport.
+pub(crate) const WANTED: u64 = init::ASYNC_READ
+    | init::POSIX_LOCKS
+    | init::FLOCK_LOCKS
+    | init::DONT_MASK
+    | init::POSIX_ACL
+    | init::HANDLE_KILLPRIV_V2
     | init::ATOMIC_O_TRUNC
     | init::BIG_WRITES
     | init::DO_READDIRPLUS
@@ -27,24 +30,23 @@ const WANTED: u64 = init::ASYNC_READ
     | init::MAX_PAGES
     | init::CACHE_SYMLINKS
     | init::INIT_EXT
-    | init::DIRECT_IO_ALLOW_MMAP
-    | init::OVER_IO_URING;
+    | init::DIRECT_IO_ALLOW_MMAP;
 
 /// Pages of the largest request.
 fn max_pages() -> usize {
-    (MAX_WRITE as usize).div_ceil(rustix::param::page_size())
+    (MAX_IO as usize).div_ceil(rustix::param::page_size())
 }
 
 /// Bytes of payload that an entry must hold.
-pub(super) fn payload_capacity() -> usize {
+pub(crate) fn payload_capacity() -> usize {
     let pages = max_pages() * rustix::param::page_size();
-    pages.max(MAX_WRITE as usize).max(MIN_PAYLOAD)
+    pages.max(MAX_IO as usize).max(MIN_PAYLOAD)
 }
 
 /// The kernel's offer.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Init {
-    pub(super) unique: u64,
+pub(crate) struct Init {
+    pub(crate) unique: u64,
     major: u32,
     minor: u32,
     max_readahead: u32,
@@ -52,7 +54,7 @@ pub(super) struct Init {
 }
 
 impl Init {
-    pub(super) fn decode(message: &[u8]) -> io::Result<Self> {
+    pub(crate) fn decode(message: &[u8]) -> io::Result<Self> {
         Self::parse(message).ok_or_else(|| {
             io::Error::new(
                 io::ErrorKind::InvalidData,
@@ -79,17 +81,21 @@ impl Init {
         })
     }
 
-    /// The answer; an error if the kernel offers no rings.
-    pub(super) fn reply(&self, max_background: u16) -> io::Result<Reply> {
-        let flags = self.capabilities & WANTED;
-        if self.major != abi::MAJOR || flags & init::OVER_IO_URING == 0 {
-            let what = format!(
-                "the kernel's FUSE {}.{} does not offer io_uring",
-                self.major, self.minor
-            );
-            return Err(io::Error::new(io::ErrorKind::Unsupported, what));
+    /// The answer; an error if the kernel speaks another protocol, or offers no rings where they are wanted.
+    pub(crate) fn reply(&self, max_background: u16, rings: bool) -> io::Result<Reply> {
+        let unsupported = |what: String| io::Error::new(io::ErrorKind::Unsupported, what);
+        let (major, minor) = (self.major, self.minor);
+        if major != abi::MAJOR {
+            let what = format!("the kernel speaks FUSE {major}.{minor}, not {}", abi::MAJOR);
+            return Err(unsupported(what));
         }
-        // As fuser does: the kernel slows writers down from three quarters on.
+        let wanted = WANTED | if rings { init::OVER_IO_URING } else { 0 };
+        let flags = self.capabilities & wanted;
+        if rings && flags & init::OVER_IO_URING == 0 {
+            let what = format!("the kernel's FUSE {major}.{minor} does not offer io_uring");
+            return Err(unsupported(what));
+        }
+        // The kernel slows writers down from three quarters on.
         let congestion = (u32::from(max_background) * 3 / 4) as u16;
         // 1 MiB in pages of 4 KiB or more.
         let max_pages = max_pages() as u16;
@@ -99,7 +105,7 @@ impl Init {
         }
         out.extend_from_slice(&max_background.to_ne_bytes());
         out.extend_from_slice(&congestion.to_ne_bytes());
-        out.extend_from_slice(&MAX_WRITE.to_ne_bytes());
+        out.extend_from_slice(&MAX_IO.to_ne_bytes());
         // Times have a granularity of 1 ns.
         out.extend_from_slice(&1u32.to_ne_bytes());
         out.extend_from_slice(&max_pages.to_ne_bytes());
@@ -108,4 +114,16 @@ impl Init {
         out.resize(abi::INIT_OUT, 0);
         Ok(Reply::data(out.into()))
     }
+}
+
+/// Answers the kernel's first message on a device that was just mounted.
+pub(crate) fn handshake(device: &OwnedFd, max_background: u16, rings: bool) -> io::Result<()> {
+    let mut message = vec![0; MESSAGE];
+    let len = rustix::io::retry_on_intr(|| rustix::io::read(device, &mut message))?;
+    let init = Init::decode(&message[..len])?;
+    let reply = init.reply(max_background, rings)?;
+    let header = reply.header(init.unique);
+    let parts = [io::IoSlice::new(&header), io::IoSlice::new(&reply.data)];
+    rustix::io::writev(device, &parts)?;
+    Ok(())
 }

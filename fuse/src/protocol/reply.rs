@@ -3,44 +3,44 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use emberfs_client::Attr;
+use emberfs_client::{Attr, LockInfo, LockKind};
 use emberfs_proto::pb::StatFsReply;
-use fuser::{FileAttr, FileType, Generation};
+use fuser::{FileAttr, FileType, FopenFlags, Generation};
 
 use super::abi;
-use crate::adapter::convert::{NAME_MAX, STATFS_BLOCK, file_attr, file_type, listed_attr};
-use crate::handler::DirItem;
+use super::convert::{NAME_MAX, STATFS_BLOCK, file_attr, file_type, listed_attr};
+use crate::handler::{DirItem, Opened};
 
 #[cfg(test)]
 mod tests;
 
 /// What a request gets: an errno, or bytes, which may be none.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Reply {
+pub(crate) struct Reply {
     /// Positive; 0 for success.
-    pub(super) errno: i32,
-    pub(super) data: Bytes,
+    pub(crate) errno: i32,
+    pub(crate) data: Bytes,
 }
 
 impl Reply {
-    pub(super) fn error(errno: i32) -> Self {
+    pub(crate) fn error(errno: i32) -> Self {
         Self {
             errno,
             data: Bytes::new(),
         }
     }
 
-    pub(super) fn data(data: Bytes) -> Self {
+    pub(crate) fn data(data: Bytes) -> Self {
         Self { errno: 0, data }
     }
 
     /// Success without more to say.
-    pub(super) fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         Self::data(Bytes::new())
     }
 
     /// The header of the reply to the request `unique`; the data follow it.
-    pub(super) fn header(&self, unique: u64) -> [u8; abi::OUT_HEADER] {
+    pub(crate) fn header(&self, unique: u64) -> [u8; abi::OUT_HEADER] {
         // Data are at most one payload buffer, see `limited`.
         let len = (abi::OUT_HEADER + self.data.len()) as u32;
         let mut header = [0; abi::OUT_HEADER];
@@ -51,7 +51,7 @@ impl Reply {
     }
 
     /// Itself, or EIO if it has more than `limit` bytes.
-    pub(super) fn limited(self, limit: usize) -> Self {
+    pub(crate) fn limited(self, limit: usize) -> Self {
         if self.data.len() <= limit {
             self
         } else {
@@ -64,6 +64,15 @@ impl Reply {
 struct Writer(Vec<u8>);
 
 impl Writer {
+    /// The beginning of a message that answers no request, of so many bytes in all.
+    fn notification(len: u32, code: u32) -> Self {
+        let mut writer = Self::default();
+        writer.four(len);
+        writer.four(code);
+        writer.eight(0);
+        writer
+    }
+
     fn four(&mut self, value: u32) {
         self.0.extend_from_slice(&value.to_ne_bytes());
     }
@@ -125,65 +134,129 @@ impl Writer {
 
 /// How long the kernel may believe what an entry says.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Lifetimes {
-    pub(super) entry: Duration,
-    pub(super) attr: Duration,
+pub(crate) struct Lifetimes {
+    pub(crate) entry: Duration,
+    pub(crate) attr: Duration,
 }
 
-impl Lifetimes {
-    /// One lifetime for both, for the replies where the classic transport has only one.
-    pub(super) fn shorter(self) -> Self {
-        let both = self.entry.min(self.attr);
-        Self {
-            entry: both,
-            attr: both,
-        }
-    }
+/// What the kernel may do with an open file.
+pub(crate) fn fopen_flags(opened: &Opened) -> FopenFlags {
+    let chosen = [
+        (opened.keep_cache, FopenFlags::FOPEN_KEEP_CACHE),
+        (opened.direct, FopenFlags::FOPEN_DIRECT_IO),
+        (opened.direct, FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES),
+        // Nothing to flush at close: spares a request.
+        (!opened.writable, FopenFlags::FOPEN_NOFLUSH),
+    ];
+    chosen
+        .into_iter()
+        .filter(|(on, _)| *on)
+        .fold(FopenFlags::empty(), |all, (_, flag)| all | flag)
 }
 
-pub(super) fn entry(attr: &Attr, ttl: Lifetimes) -> Reply {
+pub(crate) fn entry(attr: &Attr, ttl: Lifetimes) -> Reply {
     let mut writer = Writer::default();
     writer.entry(&file_attr(attr), Generation(attr.generation), ttl);
     writer.finish()
 }
 
-pub(super) fn attributes(attr: &Attr, ttl: Duration) -> Reply {
+/// That there is no such name.
+pub(crate) fn no_entry(ttl: Duration) -> Reply {
+    let mut writer = Writer::default();
+    // Node 0; attributes that nobody looks at.
+    writer.eight(0);
+    writer.eight(0);
+    writer.eight(ttl.as_secs());
+    writer.eight(0);
+    writer.four(ttl.subsec_nanos());
+    writer.0.resize(abi::ENTRY_OUT, 0);
+    writer.finish()
+}
+
+pub(crate) fn attributes(attr: &Attr, blocks: u64, ttl: Duration) -> Reply {
     let mut writer = Writer::default();
     writer.eight(ttl.as_secs());
     writer.four(ttl.subsec_nanos());
     writer.four(0);
-    writer.attributes(&file_attr(attr));
+    let attr = FileAttr {
+        blocks,
+        ..file_attr(attr)
+    };
+    writer.attributes(&attr);
     writer.finish()
 }
 
-pub(super) fn opened(handle: u64, flags: u32) -> Reply {
+pub(crate) fn opened(handle: u64, flags: u32) -> Reply {
     let mut writer = Writer::default();
     writer.opened(handle, flags);
     writer.finish()
 }
 
-pub(super) fn created(attr: &Attr, ttl: Lifetimes, handle: u64, flags: u32) -> Reply {
+pub(crate) fn created(attr: &Attr, ttl: Lifetimes, handle: u64, flags: u32) -> Reply {
     let mut writer = Writer::default();
     writer.entry(&file_attr(attr), Generation(attr.generation), ttl);
     writer.opened(handle, flags);
     writer.finish()
 }
 
-pub(super) fn written(bytes: u32) -> Reply {
+pub(crate) fn written(bytes: u32) -> Reply {
     let mut writer = Writer::default();
     writer.four(bytes);
     writer.four(0);
     writer.finish()
 }
 
+/// Bytes for a program that has room for `size` of them, or only wants to know how many there are.
+pub(crate) fn sized(value: Bytes, size: u32) -> Reply {
+    if size == 0 {
+        return written(value.len() as u32);
+    }
+    if value.len() > size as usize {
+        return Reply::error(libc::ERANGE);
+    }
+    Reply::data(value)
+}
+
+/// The lock that is in the way, or that none is.
+pub(crate) fn lock(found: Option<&LockInfo>) -> Reply {
+    let mut writer = Writer::default();
+    let (start, end, kind, pid) = match found {
+        Some(lock) => {
+            let kind = match lock.kind {
+                LockKind::Shared => libc::F_RDLCK,
+                LockKind::Exclusive => libc::F_WRLCK,
+                LockKind::Unlock => libc::F_UNLCK,
+            };
+            (lock.start, lock.end, kind, lock.pid)
+        }
+        None => (0, 0, libc::F_UNLCK, 0),
+    };
+    writer.eight(start);
+    writer.eight(end);
+    writer.four(kind.cast_unsigned());
+    writer.four(pid);
+    writer.finish()
+}
+
+/// A place in a file.
+pub(crate) fn offset(offset: u64) -> Reply {
+    let mut writer = Writer::default();
+    writer.eight(offset);
+    writer.finish()
+}
+
 /// As many entries as fit into `size` bytes; with attributes if `plus` gives their lifetimes.
-pub(super) fn listing(items: &[DirItem], size: u32, plus: Option<Lifetimes>) -> Reply {
+pub(crate) fn listing(
+    items: &[DirItem],
+    size: u32,
+    plus: Option<&dyn Fn(&DirItem) -> Lifetimes>,
+) -> Reply {
     let mut writer = Writer::default();
     for item in items {
         let before = writer.0.len();
-        if let Some(ttl) = plus {
+        if let Some(lifetimes) = plus {
             let (attr, generation) = listed_attr(item);
-            writer.entry(&attr, generation, ttl);
+            writer.entry(&attr, generation, lifetimes(item));
         }
         writer.listed(item);
         if writer.0.len() > size as usize {
@@ -194,7 +267,7 @@ pub(super) fn listing(items: &[DirItem], size: u32, plus: Option<Lifetimes>) -> 
     writer.finish()
 }
 
-pub(super) fn usage(usage: &StatFsReply) -> Reply {
+pub(crate) fn usage(usage: &StatFsReply) -> Reply {
     let block = u64::from(STATFS_BLOCK);
     let free = usage.free / block;
     let mut writer = Writer::default();
@@ -216,15 +289,35 @@ pub(super) fn usage(usage: &StatFsReply) -> Reply {
 }
 
 /// The message that makes the kernel ask again for a node's attributes, and nothing else of it.
-pub(super) fn stale_attributes(node: u64) -> Vec<u8> {
-    let mut writer = Writer::default();
-    writer.four(40);
-    writer.four(abi::NOTIFY_INVAL_INODE);
-    writer.eight(0);
-    writer.eight(node);
+pub(crate) fn stale_attributes(node: u64) -> Vec<u8> {
     // A negative offset: no page lock is waited for.
-    writer.eight((-1i64).cast_unsigned());
+    stale_inode(node, -1)
+}
+
+/// The message that makes the kernel drop a node's pages, and ask again for its attributes.
+pub(crate) fn stale_pages(node: u64) -> Vec<u8> {
+    stale_inode(node, 0)
+}
+
+fn stale_inode(node: u64, offset: i64) -> Vec<u8> {
+    let mut writer = Writer::notification(40, abi::NOTIFY_INVAL_INODE);
+    writer.eight(node);
+    writer.eight(offset.cast_unsigned());
+    // To the end.
     writer.eight(0);
+    writer.0
+}
+
+/// The message that makes the kernel forget what a name means.
+pub(crate) fn stale_name(parent: u64, name: &[u8]) -> Vec<u8> {
+    // A name is at most 255 bytes; one of zero ends it.
+    let len = name.len() as u32;
+    let mut writer = Writer::notification(32 + len + 1, abi::NOTIFY_INVAL_ENTRY);
+    writer.eight(parent);
+    writer.four(len);
+    writer.four(0);
+    writer.0.extend_from_slice(name);
+    writer.0.push(0);
     writer.0
 }
 

@@ -1,11 +1,11 @@
-//! Our replies in the transport's types.
+//! Attributes in the kernel's terms.
 
 use std::time::UNIX_EPOCH;
 
+use emberfs_client::Attr;
 use emberfs_client::attr::AttrExt;
-use emberfs_client::{Attr, TimeSet};
-use emberfs_proto::pb::{FileKind, StatFsReply};
-use fuser::{FileAttr, FileType, Generation, INodeNo, ReplyStatfs, TimeOrNow};
+use emberfs_proto::pb::FileKind;
+use fuser::{FileAttr, FileType, Generation, INodeNo};
 
 use crate::handler::DirItem;
 
@@ -64,29 +64,6 @@ pub(crate) fn listed_attr(item: &DirItem) -> (FileAttr, Generation) {
             (file_attr(&bare), Generation(0))
         }
     }
-}
-
-pub(super) fn time_set(time: TimeOrNow) -> TimeSet {
-    match time {
-        TimeOrNow::Now => TimeSet::Now,
-        TimeOrNow::SpecificTime(time) => TimeSet::At(time),
-    }
-}
-
-pub(super) fn fill_statfs(usage: &StatFsReply, reply: ReplyStatfs) {
-    let block = u64::from(STATFS_BLOCK);
-    let (total, free) = (usage.capacity / block, usage.free / block);
-    let (inodes, inodes_free) = (usage.inodes, usage.inodes_free);
-    reply.statfs(
-        total,
-        free,
-        free,
-        inodes,
-        inodes_free,
-        STATFS_BLOCK,
-        NAME_MAX,
-        STATFS_BLOCK,
-    );
 }
 
 #[cfg(test)]

@@ -1,0 +1,296 @@
+//! How long the kernel may believe what it is told, and telling it what others have changed.
+//!
+//! While the client watches, the metadata server tells it of every change to what it was told; so the kernel may believe
+//! names and attributes for the server's term, and is told to forget what changes meanwhile. Without a watch,
+//! for `attr_timeout` and `entry_timeout` only.
+//!
+//! An answer that was overtaken by an invalidation on its way must not be believed at all. So a reply is sent under a
+//! shared lock, with no lifetime if something that hashes alike was invalidated since its request came; an
+//! invalidation takes that lock alone before it tells the kernel, so that one of the two always sees the other. (By
+//! rings, a reply is handed to a queue's thread under that lock, and may come after all: then it is believed for one term.)
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use emberfs_client::{Attr, CacheEvent};
+use emberfs_proto::ids::InodeId;
+use emberfs_proto::pb;
+use parking_lot::{RwLock, RwLockReadGuard};
+use tokio::sync::mpsc;
+
+use crate::backend::Backend;
+use crate::handler::{DirItem, Handler};
+use crate::protocol::reply::{self, Lifetimes};
+
+/// Inodes share marks by their low bits.
+const MARKS: usize = 256;
+
+/// See the module.
+pub(crate) struct Caching {
+    /// Counts invalidations.
+    clock: AtomicU64,
+    /// When something with this hash was invalidated last.
+    marks: [AtomicU64; MARKS],
+    /// Shared by replies, alone for invalidations.
+    gate: RwLock<()>,
+    /// Without a watch.
+    ordinary: Lifetimes,
+    /// Whether the user chose lifetimes: then those hold.
+    chosen: bool,
+    /// Of a watch, in nanoseconds; 0: there is none.
+    term: AtomicU64,
+}
+
+/// The moment at which a request came.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Since(u64);
+
+impl Caching {
+    pub(crate) fn new(ordinary: Lifetimes, chosen: bool) -> Self {
+        Self {
+            clock: AtomicU64::new(0),
+            marks: std::array::from_fn(|_| AtomicU64::new(0)),
+            gate: RwLock::new(()),
+            ordinary,
+            chosen,
+            term: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn now(&self) -> Since {
+        Since(self.clock.load(Ordering::Acquire))
+    }
+
+    /// What an answer to a request that came at `since` may be believed; it must be sent while this is held.
+    pub(crate) fn believe(&self, since: Since) -> Believed<'_> {
+        let gate = self.gate.read();
+        let full = match self.term.load(Ordering::Acquire) {
+            term if term > 0 && !self.chosen => {
+                let both = Duration::from_nanos(term);
+                Lifetimes {
+                    entry: both,
+                    attr: both,
+                }
+            }
+            _ => self.ordinary,
+        };
+        Believed {
+            caching: self,
+            since,
+            full,
+            _gate: gate,
+        }
+    }
+
+    fn fresh(&self, inode: u64, since: Since) -> bool {
+        self.marks[inode as usize % MARKS].load(Ordering::Acquire) <= since.0
+    }
+
+    /// Answers about these that are on their way are not to be believed.
+    fn invalidate(&self, inodes: impl IntoIterator<Item = u64>) {
+        let _gate = self.gate.write();
+        let now = self.clock.fetch_add(1, Ordering::AcqRel) + 1;
+        for inode in inodes {
+            self.marks[inode as usize % MARKS].store(now, Ordering::Release);
+        }
+    }
+
+    fn invalidate_all(&self) {
+        self.invalidate(0..MARKS as u64);
+    }
+}
+
+/// See [`Caching::believe`].
+pub(crate) struct Believed<'a> {
+    caching: &'a Caching,
+    since: Since,
+    full: Lifetimes,
+    _gate: RwLockReadGuard<'a, ()>,
+}
+
+impl Believed<'_> {
+    /// How long an inode's attributes hold.
+    pub(crate) fn attr(&self, inode: u64) -> Duration {
+        if self.caching.fresh(inode, self.since) {
+            self.full.attr
+        } else {
+            Duration::ZERO
+        }
+    }
+
+    /// As [`Self::attr`], but for a file with holes: how much room it takes is only found out when somebody asks.
+    pub(crate) fn attr_of(&self, attr: &Attr) -> Duration {
+        if attr.sparse {
+            Duration::ZERO
+        } else {
+            self.attr(attr.inode)
+        }
+    }
+
+    /// How long it holds that a name in `parent` means this inode, and what its attributes are.
+    pub(crate) fn entry(&self, parent: u64, attr: &Attr) -> Lifetimes {
+        Lifetimes {
+            entry: self.name(parent),
+            attr: self.attr_of(attr),
+        }
+    }
+
+    /// The same of a line of a listing.
+    pub(crate) fn listed(&self, parent: u64, item: &DirItem) -> Lifetimes {
+        let none = Lifetimes {
+            entry: Duration::ZERO,
+            attr: Duration::ZERO,
+        };
+        item.attr
+            .as_ref()
+            .map_or(none, |attr| self.entry(parent, attr))
+    }
+
+    /// Whether changes by others are told.
+    pub(crate) fn watched(&self) -> bool {
+        self.caching.term.load(Ordering::Acquire) > 0
+    }
+
+    /// How long what a name in `parent` means holds.
+    pub(crate) fn name(&self, parent: u64) -> Duration {
+        if self.caching.fresh(parent, self.since) {
+            self.full.entry
+        } else {
+            Duration::ZERO
+        }
+    }
+}
+
+/// Follows what others change until the events end; ends with the mount.
+pub(crate) async fn follow<B: Backend>(
+    caching: Arc<Caching>,
+    handler: Arc<Handler<B>>,
+    device: Arc<OwnedFd>,
+    mut events: mpsc::Receiver<CacheEvent>,
+) {
+    while let Some(event) = events.recv().await {
+        match event {
+            CacheEvent::Watching(term) => {
+                let nanos = u64::try_from(term.as_nanos()).unwrap_or(u64::MAX);
+                handler.watched_for(term);
+                caching.term.store(nanos, Ordering::Release);
+            }
+            CacheEvent::Blind => {
+                handler.watched_for(Duration::ZERO);
+                caching.term.store(0, Ordering::Release);
+                caching.invalidate_all();
+                give_ends_back(&handler, handler.appended());
+            }
+            CacheEvent::Changed(changed) => {
+                if changed.everything {
+                    caching.invalidate_all();
+                }
+                changed_elsewhere(&caching, &handler, &device, changed).await;
+            }
+        }
+    }
+}
+
+/// Beside everything else: what was appended has to reach the servers first.
+fn give_ends_back<B: Backend>(handler: &Arc<Handler<B>>, inodes: Vec<u64>) {
+    for inode in inodes {
+        let handler = handler.clone();
+        tokio::spawn(async move {
+            if let Err(error) = handler.append_wanted(inode).await {
+                tracing::warn!(inode, %error, "the end of a file could not be given to another mount");
+            }
+        });
+    }
+}
+
+async fn changed_elsewhere<B: Backend>(
+    caching: &Caching,
+    handler: &Arc<Handler<B>>,
+    device: &Arc<OwnedFd>,
+    changed: pb::Invalidation,
+) {
+    let nodes: Vec<u64> = changed
+        .inodes
+        .iter()
+        .map(|&inode| handler.node(inode))
+        .collect();
+    let parents: Vec<u64> = changed
+        .names
+        .iter()
+        .map(|name| handler.node(name.parent))
+        .collect();
+    caching.invalidate(nodes.iter().chain(&parents).copied());
+    let mut messages = Vec::new();
+    for (inode, node) in changed.inodes.into_iter().zip(nodes) {
+        messages.push(reply::stale_attributes(node));
+        if handler.changed_elsewhere(InodeId(inode)).await {
+            messages.push(reply::stale_pages(node));
+        }
+    }
+    for (name, parent) in changed.names.iter().zip(parents) {
+        messages.push(reply::stale_name(parent, &name.name));
+    }
+    give_ends_back(handler, changed.append_wanted);
+    let device = device.clone();
+    // The kernel waits for locks of the inodes that it is told about.
+    let told = tokio::task::spawn_blocking(move || {
+        for message in messages {
+            // It fails if the kernel has no such inode or name cached, which is as good.
+            let _ = rustix::io::write(&*device, &message);
+        }
+    });
+    let _ = told.await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn caching(chosen: bool) -> Caching {
+        let ordinary = Lifetimes {
+            entry: SECOND,
+            attr: SECOND,
+        };
+        Caching::new(ordinary, chosen)
+    }
+
+    fn lifetimes(caching: &Caching, since: Since, parent: u64, inode: u64) -> (Duration, Duration) {
+        let attr = Attr {
+            inode,
+            ..Attr::default()
+        };
+        let Lifetimes { entry, attr } = caching.believe(since).entry(parent, &attr);
+        (entry, attr)
+    }
+
+    #[test]
+    fn a_watch_lengthens_lifetimes_unless_they_were_chosen() {
+        for (chosen, expected) in [(false, 10 * SECOND), (true, SECOND)] {
+            let caching = caching(chosen);
+            let since = caching.now();
+            assert_eq!(lifetimes(&caching, since, 1, 2), (SECOND, SECOND));
+            caching.term.store(10_000_000_000, Ordering::Release);
+            assert_eq!(lifetimes(&caching, since, 1, 2), (expected, expected));
+        }
+    }
+
+    #[test]
+    fn what_was_overtaken_is_not_believed_and_what_comes_later_is() {
+        const NONE: Duration = Duration::ZERO;
+        let caching = caching(false);
+        let before = caching.now();
+        caching.invalidate([2]);
+        assert_eq!(lifetimes(&caching, before, 1, 2), (SECOND, NONE));
+        assert_eq!(lifetimes(&caching, before, 2, 3), (NONE, SECOND));
+        assert_eq!(lifetimes(&caching, before, 2, 2), (NONE, NONE));
+        assert_eq!(lifetimes(&caching, before, 5, 6), (SECOND, SECOND));
+        let after = caching.now();
+        assert_eq!(lifetimes(&caching, after, 2, 2), (SECOND, SECOND));
+        caching.invalidate_all();
+        assert_eq!(lifetimes(&caching, after, 5, 6), (NONE, NONE));
+    }
+}

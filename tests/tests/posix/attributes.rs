@@ -1,0 +1,258 @@
+//! Modes, owners and times.
+
+use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::Result;
+use emberfs_tests::{ALICE, BOB, CAROL, Checks, as_user};
+use rustix::fs::{
+    Access, AtFlags, CWD, Gid, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
+    Uid, access, chmod, chown, chownat, lstat, open, stat, symlink, utimensat,
+};
+use rustix::io::Errno;
+
+use super::{make, make_dir, on_a_mount};
+
+fn mode(path: &Path) -> u32 {
+    lstat(path).map_or(u32::MAX, |stat| stat.st_mode & 0o7777)
+}
+
+fn owners(path: &Path) -> (u32, u32) {
+    lstat(path).map_or((u32::MAX, u32::MAX), |stat| (stat.st_uid, stat.st_gid))
+}
+
+fn set_mode(path: &Path, mode: u32) -> rustix::io::Result<()> {
+    chmod(path, Mode::from_raw_mode(mode))
+}
+
+fn set_owner(path: &Path, uid: Option<u32>, gid: Option<u32>) -> rustix::io::Result<()> {
+    chown(path, uid.map(Uid::from_raw), gid.map(Gid::from_raw))
+}
+
+fn append(path: &Path) -> rustix::io::Result<usize> {
+    let file = open(path, OFlags::WRONLY | OFlags::APPEND, Mode::empty())?;
+    rustix::io::write(&file, b"more")
+}
+
+#[test]
+fn modes_and_owners_change_for_those_who_may() -> Result<()> {
+    on_a_mount(|dir, checks| {
+        let file = dir.join("file");
+        as_user(BOB, || make(&file, 0o644, b"x")).expect("a file");
+        checks.equal("owner of what one makes", owners(&file), (BOB.uid, BOB.gid));
+        for bits in [0o000, 0o777, 0o4755, 0o2755, 0o1644, 0o7777] {
+            checks.works("chmod by root", set_mode(&file, bits));
+            checks.equal("mode", mode(&file), bits);
+        }
+        set_mode(&file, 0o644).expect("changed");
+        checks.merge(as_user(ALICE, || {
+            let mut checks = Checks::default();
+            checks.fails("chmod of another's", set_mode(&file, 0o777), Errno::PERM);
+            let theft = set_owner(&file, Some(ALICE.uid), None);
+            checks.fails("chown of another's", theft, Errno::PERM);
+            checks.fails("write to another's", append(&file), Errno::ACCESS);
+            checks.works(
+                "read of another's",
+                std::fs::read(&file).map_err(|_| Errno::IO),
+            );
+            let asked = access(&file, Access::WRITE_OK);
+            checks.fails("access for writing", asked, Errno::ACCESS);
+            checks.works("access for reading", access(&file, Access::READ_OK));
+            checks
+        }));
+        checks.merge(as_user(BOB, || {
+            let mut checks = Checks::default();
+            checks.works("chmod of one's own", set_mode(&file, 0o600));
+            let gift = set_owner(&file, Some(ALICE.uid), None);
+            checks.fails("giving away", gift, Errno::PERM);
+            let foreign = set_owner(&file, None, Some(ALICE.gid));
+            checks.fails("a group of others", foreign, Errno::PERM);
+            checks.works("an own group", set_owner(&file, None, Some(BOB.groups[0])));
+            checks.works("the same owner", set_owner(&file, Some(BOB.uid), None));
+            checks
+        }));
+        checks.equal("its group", owners(&file), (BOB.uid, BOB.groups[0]));
+        set_mode(&file, 0o640).expect("changed");
+        let shared = as_user(CAROL, || std::fs::read(&file).map_err(|_| Errno::ACCESS));
+        checks.works("a member of the group reads", shared);
+        checks.fails(
+            "but does not write",
+            as_user(CAROL, || append(&file)),
+            Errno::ACCESS,
+        );
+        checks.works(
+            "root gives away",
+            set_owner(&file, Some(ALICE.uid), Some(ALICE.gid)),
+        );
+        checks.equal("to", owners(&file), (ALICE.uid, ALICE.gid));
+
+        let link = dir.join("link");
+        symlink("file", &link).expect("a link");
+        let (uid, gid) = (Some(Uid::from_raw(7)), Some(Gid::from_raw(8)));
+        let lchown = chownat(CWD, &link, uid, gid, AtFlags::SYMLINK_NOFOLLOW);
+        checks.works("lchown", lchown);
+        checks.equal("changes the link", owners(&link), (7, 8));
+        checks.equal("not its target", owners(&file), (ALICE.uid, ALICE.gid));
+        checks.equal("links allow all", mode(&link), 0o777);
+    })
+}
+
+#[test]
+fn set_id_bits_go_when_they_should() -> Result<()> {
+    on_a_mount(|dir, checks| {
+        let file = dir.join("file");
+        as_user(BOB, || make(&file, 0o777, b"x")).expect("a file");
+        for (bits, left) in [
+            (0o6777, 0o777),
+            (0o4777, 0o777),
+            (0o2777, 0o777),
+            (0o2767, 0o2767),
+        ] {
+            let ids = format!("{bits:o}");
+            set_mode(&file, bits).expect("changed");
+            checks.works("a write by another", as_user(ALICE, || append(&file)));
+            checks.equal(&format!("{ids} after a write"), mode(&file), left);
+            set_mode(&file, bits).expect("changed");
+            let cut = as_user(ALICE, || {
+                open(&file, OFlags::WRONLY | OFlags::TRUNC, Mode::empty()).map(drop)
+            });
+            checks.works("a truncate by another", cut);
+            checks.equal(&format!("{ids} after a truncate"), mode(&file), left);
+            set_mode(&file, bits).expect("changed");
+            let moved = as_user(BOB, || set_owner(&file, None, Some(BOB.groups[0])));
+            checks.works("a chown by the owner", moved);
+            checks.equal(&format!("{ids} after a chown"), mode(&file), left);
+            set_owner(&file, None, Some(BOB.gid)).expect("back");
+            set_mode(&file, bits).expect("changed");
+            checks.works("a write by root", append(&file));
+            checks.equal(&format!("{ids} after root wrote"), mode(&file), bits);
+        }
+        set_owner(&file, None, Some(ALICE.gid)).expect("changed");
+        checks.works("chmod", as_user(BOB, || set_mode(&file, 0o2755)));
+        checks.equal("setgid for a foreign group", mode(&file), 0o755);
+
+        let shared = make_dir(&dir.join("shared"), 0o777);
+        set_owner(&shared, None, Some(ALICE.gid)).expect("changed");
+        set_mode(&shared, 0o2777).expect("changed");
+        as_user(BOB, || {
+            make(&shared.join("file"), 0o644, b"").expect("a file");
+            make_dir(&shared.join("sub"), 0o755);
+        });
+        checks.equal(
+            "the group of a file there",
+            owners(&shared.join("file")).1,
+            ALICE.gid,
+        );
+        checks.equal("of a directory", owners(&shared.join("sub")).1, ALICE.gid);
+        checks.equal(
+            "which hands it down, too",
+            mode(&shared.join("sub")),
+            0o2755,
+        );
+
+        rustix::process::umask(Mode::from_raw_mode(0o027));
+        make(&dir.join("masked"), 0o666, b"").expect("a file");
+        make_dir(&dir.join("masked-dir"), 0o777);
+        rustix::process::umask(Mode::empty());
+        checks.equal("the umask of a file", mode(&dir.join("masked")), 0o640);
+        checks.equal("of a directory", mode(&dir.join("masked-dir")), 0o750);
+    })
+}
+
+const OMIT: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: UTIME_OMIT,
+};
+const NOW: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: UTIME_NOW,
+};
+
+fn at(tv_sec: i64, tv_nsec: i64) -> Timespec {
+    Timespec { tv_sec, tv_nsec }
+}
+
+fn set_times(
+    path: &Path,
+    last_access: Timespec,
+    last_modification: Timespec,
+) -> rustix::io::Result<()> {
+    let times = Timestamps {
+        last_access,
+        last_modification,
+    };
+    utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+fn stamps(path: &Path) -> ((i64, i64), (i64, i64)) {
+    let of = |s: Stat| {
+        (
+            (s.st_atime, s.st_atime_nsec as i64),
+            (s.st_mtime, s.st_mtime_nsec as i64),
+        )
+    };
+    lstat(path).map_or(((0, 0), (0, 0)), of)
+}
+
+#[test]
+fn times_are_kept_to_the_nanosecond() -> Result<()> {
+    on_a_mount(|dir, checks| {
+        let file = dir.join("file");
+        as_user(BOB, || make(&file, 0o666, b"x")).expect("a file");
+        symlink("file", dir.join("link")).expect("a link");
+        make_dir(&dir.join("dir"), 0o755);
+        for name in ["file", "link", "dir"] {
+            let path = dir.join(name);
+            let cases = [
+                (at(1, 2), at(3, 999_999_999)),
+                (at(-5, 7), at(-1, 0)),
+                (at(4_294_967_296, 1), at(9_000_000_000, 0)),
+            ];
+            for (atime, mtime) in cases {
+                checks.works("utimensat", set_times(&path, atime, mtime));
+                let wanted = ((atime.tv_sec, atime.tv_nsec), (mtime.tv_sec, mtime.tv_nsec));
+                checks.equal(name, stamps(&path), wanted);
+            }
+            checks.works("one time only", set_times(&path, OMIT, at(11, 12)));
+            checks.equal(name, stamps(&path), ((4_294_967_296, 1), (11, 12)));
+        }
+        let before = stat(&file).expect("attributes");
+        sleep(Duration::from_millis(5));
+        checks.works("nothing", set_times(&file, OMIT, OMIT));
+        checks.works("both now", set_times(&file, NOW, NOW));
+        let after = stat(&file).expect("attributes");
+        checks.holds("now is later", after.st_mtime > before.st_mtime);
+        let ctime = |s: &Stat| (s.st_ctime, s.st_ctime_nsec);
+        checks.holds("ctime moves, too", ctime(&after) > ctime(&before));
+
+        checks.merge(as_user(ALICE, || {
+            let mut checks = Checks::default();
+            checks.works("now, by who may write", set_times(&file, NOW, NOW));
+            checks.fails(
+                "a time by others",
+                set_times(&file, at(1, 1), at(1, 1)),
+                Errno::PERM,
+            );
+            checks.fails(
+                "one time by others",
+                set_times(&file, NOW, OMIT),
+                Errno::PERM,
+            );
+            checks
+        }));
+        set_mode(&file, 0o644).expect("changed");
+        let denied = as_user(ALICE, || set_times(&file, NOW, NOW));
+        checks.fails("now, by who may not write", denied, Errno::ACCESS);
+        let owner = as_user(BOB, || set_times(&file, at(1, 1), at(1, 1)));
+        checks.works("a time by the owner", owner);
+
+        set_times(&file, at(1, 0), at(1, 0)).expect("set");
+        append(&file).expect("written");
+        checks.holds("a write moves mtime", stamps(&file).1.0 > 1);
+        set_times(&file, at(1, 0), at(1, 0)).expect("set");
+        let cut = open(&file, OFlags::WRONLY | OFlags::TRUNC, Mode::empty());
+        checks.works("a truncate", cut.map(drop));
+        checks.holds("moves mtime", stamps(&file).1.0 > 1);
+    })
+}

@@ -1,0 +1,42 @@
+//! `emberfs rm -r`: gone at once, and really gone a little later.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use emberfs_tests::{ClusterOptions, TestCluster, wait};
+
+#[test]
+fn a_tree_goes_by_one_request_and_its_space_comes_back() -> Result<()> {
+    // Nothing is collected for one lease after a start of the metadata server.
+    let options = ClusterOptions {
+        settings: vec!["meta.client_lease_ms=3000".to_owned()],
+        ..ClusterOptions::new(1, 1)
+    };
+    let cluster = TestCluster::with(options)?;
+    let top = cluster.mount().join("old");
+    for dir in ["a", "a/b", "c"] {
+        fs::create_dir_all(top.join(dir))?;
+        for file in 0..20 {
+            fs::write(top.join(dir).join(format!("file-{file}")), b"some bytes")?;
+        }
+    }
+    let refused = cluster.emberfs("rm", &["-r", "old"])?;
+    refused.expect_refusal(&["/old"])?;
+    let refused = cluster.emberfs("rm", &["-r", "/old/a/file-1"])?;
+    refused.expect_refusal(&["not a directory"])?;
+    let removed = cluster.emberfs("rm", &["-r", "/old"])?.expect_code(0)?;
+    ensure!(
+        removed.stdout.contains("1 tree removed"),
+        "{}",
+        removed.stdout
+    );
+    // The mount hears of it.
+    wait(Duration::from_secs(5), || Ok(!top.exists()))?;
+    let refused = cluster.emberfs("rm", &["-r", "/old"])?;
+    refused.expect_refusal(&["/old"])?;
+    wait(Duration::from_secs(30), || {
+        let fsck = cluster.fsck()?.json()?;
+        Ok(fsck["chunks"].as_u64() == Some(0))
+    })
+}
