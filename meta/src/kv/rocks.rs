@@ -2,8 +2,8 @@
 //!
 //! RocksDB's own optimistic transactions validate reads of keys against writes of keys and know
 //! no ranges: "the directory is empty, remove it" and "create a child" both commit there. So this
-//! engine uses plain snapshots and plain write batches, and one committer thread
-//! (`committer`) decides, in FoundationDB's way, who conflicts with whom.
+//! engine uses plain snapshots and plain write batches, and decides itself (`committer`), in
+//! FoundationDB's way, who conflicts with whom.
 //!
 //! Invariants:
 //! - Every batch stores the version of its last transaction under a system key, and is atomic.
@@ -19,28 +19,24 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use emberfs_proto::{Error, ErrorCode, Result};
-use parking_lot::RwLock;
+use emberfs_proto::{Error, Result};
 use rocksdb::DB;
 
 use super::transaction::{CommitRequest, OptimisticTransaction, Store};
-use super::{Clock, CommitVersion, Engine, KvError, KvResult, Transaction};
+use super::{Clock, CommitVersion, Engine, KvResult, Transaction};
 
 mod committer;
 mod open;
+mod queue;
 mod snapshot;
 
 pub use committer::CommitStats;
-use committer::{Committer, Ticket, WriteBatchFn};
+use committer::{Committer, WriteBatchFn};
+use queue::CommitQueue;
 use snapshot::RocksSnapshot;
 
-/// Transactions that may wait for the committer; more are refused with [`KvError::Throttled`].
-/// Twice tokio's blocking pool, which bounds the callers.
-const COMMIT_QUEUE: usize = 1024;
 /// The version of the last commit, 8 bytes little-endian.
 const VERSION_KEY: &[u8] = b"\xffversion";
 
@@ -48,15 +44,13 @@ const VERSION_KEY: &[u8] = b"\xffversion";
 /// most the time of a synced write.
 pub struct RocksEngine {
     shared: Arc<Shared>,
-    committer: Option<JoinHandle<()>>,
 }
 
 struct Shared {
     db: Arc<DB>,
     clock: Clock,
     stats: Arc<committer::Counters>,
-    /// None once the engine is dropped.
-    queue: RwLock<Option<SyncSender<Ticket>>>,
+    queue: CommitQueue,
 }
 
 impl RocksEngine {
@@ -79,7 +73,6 @@ impl RocksEngine {
         let version = snapshot::stored_version(&db)
             .map_err(|error| Error::from(error).context(directory.display()))?;
         let stats = Arc::new(committer::Counters::default());
-        let (queue, tickets) = sync_channel(COMMIT_QUEUE);
         let committer = Committer::new(
             Arc::clone(&db),
             version,
@@ -87,24 +80,14 @@ impl RocksEngine {
             Arc::clone(&stats),
             write,
         );
-        let thread = std::thread::Builder::new()
-            .name("kv-commit".into())
-            .spawn(move || committer.run(&tickets))
-            .map_err(|error| {
-                Error::new(
-                    ErrorCode::Internal,
-                    format!("cannot start the metadata store's committer thread: {error}"),
-                )
-            })?;
         let shared = Shared {
             db,
             clock,
             stats,
-            queue: RwLock::new(Some(queue)),
+            queue: CommitQueue::new(committer),
         };
         Ok(Self {
             shared: Arc::new(shared),
-            committer: Some(thread),
         })
     }
 
@@ -126,15 +109,7 @@ impl Engine for RocksEngine {
 
 impl Drop for RocksEngine {
     fn drop(&mut self) {
-        // With the sender gone the committer ends after the last waiting transaction.
-        *self.shared.queue.write() = None;
-        if self
-            .committer
-            .take()
-            .is_some_and(|thread| thread.join().is_err())
-        {
-            tracing::error!("the metadata store's committer thread had panicked");
-        }
+        self.shared.queue.close();
     }
 }
 
@@ -154,26 +129,7 @@ impl Store for Shared {
     }
 
     fn commit(&self, request: CommitRequest) -> KvResult<CommitVersion> {
-        let (answer, answered) = sync_channel(1);
-        let sent = match &*self.queue.read() {
-            Some(queue) => queue.try_send(Ticket { request, answer }),
-            None => return Err(KvError::Closed("it was closed".into())),
-        };
-        match sent {
-            Ok(()) => {}
-            Err(TrySendError::Full(_)) => return Err(KvError::Throttled),
-            Err(TrySendError::Disconnected(_)) => {
-                return Err(KvError::Closed(
-                    "its committer thread died; restart the metadata server".into(),
-                ));
-            }
-        }
-        // No answer: the committer died with the transaction in its hands.
-        answered.recv().unwrap_or_else(|_| {
-            Err(KvError::MaybeCommitted(
-                "the committer thread died; see the log".into(),
-            ))
-        })
+        self.queue.commit(request)
     }
 }
 

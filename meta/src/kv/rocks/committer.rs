@@ -1,32 +1,25 @@
-//! The one thread that decides and writes.
+//! Deciding and writing, one group of transactions after the other.
 //!
-//! It takes all transactions that wait, validates them in order, each against the window of
-//! recent commits including the accepted ones before it in the same group, merges the writes of
-//! the accepted ones into one batch, writes that with one sync, and answers all. While the disk
-//! syncs, the next group gathers.
+//! All transactions of a group are validated in order, each against the window of recent commits
+//! including the accepted ones before it in the same group; the writes of the accepted ones are merged
+//! into one batch, which is written with one sync; then all are answered. While the disk syncs,
+//! the next group gathers ([`super::queue`]).
 //!
 //! The refused are answered after the write as well: a transaction that lost against a member of
 //! its own group and ran again before the group was visible would only lose again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender};
 
 use bytes::Bytes;
 use rocksdb::{DB, WriteBatch, WriteOptions};
 
 use super::VERSION_KEY;
+use super::queue::{Ticket, Word};
 use super::snapshot::io;
 use crate::kv::conflict::Window;
 use crate::kv::mutations::{Mutations, Write};
-use crate::kv::transaction::CommitRequest;
 use crate::kv::{Clock, CommitVersion, KvError, KvResult};
-
-/// Transactions in one group at most.
-const MAX_GROUP: usize = 512;
-/// A group is closed when its transactions exceed this many bytes, so that one batch stays well
-/// below a write buffer.
-const MAX_GROUP_BYTES: usize = 16 << 20;
 
 /// Writes a batch durably. A parameter so that a test can make it fail.
 pub(super) type WriteBatchFn = fn(&DB, WriteBatch) -> Result<(), String>;
@@ -36,13 +29,6 @@ pub(super) fn write_synced(db: &DB, batch: WriteBatch) -> Result<(), String> {
     options.set_sync(true);
     db.write_opt(batch, &options)
         .map_err(rocksdb::Error::into_string)
-}
-
-/// A transaction that waits for its answer.
-pub(super) struct Ticket {
-    pub(super) request: CommitRequest,
-    /// Has room for one answer, so the committer never waits.
-    pub(super) answer: SyncSender<KvResult<CommitVersion>>,
 }
 
 /// What a committer has done.
@@ -105,28 +91,13 @@ impl Committer {
         }
     }
 
-    /// Serves until every sender is gone and the queue is empty.
-    pub(super) fn run(mut self, queue: &Receiver<Ticket>) {
-        while let Ok(first) = queue.recv() {
-            let mut bytes = first.request.bytes;
-            let mut group = vec![first];
-            while group.len() < MAX_GROUP
-                && bytes < MAX_GROUP_BYTES
-                && let Ok(next) = queue.try_recv()
-            {
-                bytes += next.request.bytes;
-                group.push(next);
-            }
-            self.commit(group);
-        }
-    }
-
-    fn commit(&mut self, group: Vec<Ticket>) {
+    /// Decides, writes and answers one group.
+    pub(super) fn commit(&mut self, group: Vec<Ticket>) {
         let now = self.clock.now();
         let mut mutations = Mutations::default();
         let mut answers = Vec::with_capacity(group.len());
         let before = self.version;
-        for Ticket { request, answer } in group {
+        for Ticket { request, tell } in group {
             let verdict = match &self.poison {
                 Some(why) => Err(KvError::Closed(why.clone())),
                 None => self.window.check(request.read_version, &request.reads),
@@ -137,7 +108,7 @@ impl Committer {
                 mutations.merge(request.mutations);
                 CommitVersion(self.version)
             });
-            answers.push((answer, verdict));
+            answers.push((tell, verdict));
         }
         let accepted = self.version - before;
         let written = if accepted == 0 {
@@ -154,13 +125,13 @@ impl Committer {
         self.stats
             .refused
             .fetch_add(answers.len() as u64 - accepted, Ordering::Relaxed);
-        for (answer, verdict) in answers {
+        for (tell, verdict) in answers {
             let verdict = match (&written, verdict) {
                 (Err(error), Ok(_)) => Err(error.clone()),
                 (_, verdict) => verdict,
             };
             // A caller that no longer waits is one whose thread died.
-            let _ = answer.try_send(verdict);
+            let _ = tell.try_send(Word::Answer(verdict));
         }
     }
 

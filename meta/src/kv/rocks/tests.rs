@@ -2,7 +2,10 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Command, Stdio};
 
+use emberfs_proto::ErrorCode;
+
 use super::*;
+use crate::kv::KvError;
 use crate::kv::conformance::{self, Subject};
 
 fn put(engine: &RocksEngine, key: &[u8], value: &[u8]) -> KvResult<CommitVersion> {

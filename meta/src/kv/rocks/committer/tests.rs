@@ -1,8 +1,11 @@
-use std::sync::mpsc::sync_channel;
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, sync_channel};
 
 use super::*;
 use crate::kv::conflict::{ReadSet, WriteSet};
 use crate::kv::rocks::open;
+use crate::kv::rocks::queue::{MAX_GROUP, MAX_GROUP_BYTES, take_group};
+use crate::kv::transaction::CommitRequest;
 
 fn key(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
@@ -33,23 +36,23 @@ fn serve(
 ) -> (Vec<KvResult<CommitVersion>>, CommitStats) {
     let directory = tempfile::tempdir().unwrap();
     let db = Arc::new(open::open(directory.path()).unwrap());
-    let (queue, tickets) = sync_channel(requests.len());
+    let mut tickets = VecDeque::new();
     let mut answers = Vec::new();
     for request in requests {
-        let (answer, answered) = sync_channel(1);
-        queue.send(Ticket { request, answer }).unwrap();
-        answers.push(answered);
+        let (tell, told) = sync_channel(2);
+        tickets.push_back(Ticket { request, tell });
+        answers.push(told);
     }
-    drop(queue);
     let stats = Arc::new(Counters::default());
-    Committer::new(db, 0, Clock::manual(), Arc::clone(&stats), write).run(&tickets);
-    (
-        answers
-            .into_iter()
-            .map(|answered| answered.recv().unwrap())
-            .collect(),
-        stats.read(),
-    )
+    let mut committer = Committer::new(db, 0, Clock::manual(), Arc::clone(&stats), write);
+    while !tickets.is_empty() {
+        committer.commit(take_group(&mut tickets));
+    }
+    let answer = |told: Receiver<Word>| match told.recv().unwrap() {
+        Word::Answer(answer) => answer,
+        Word::Lead => panic!("there is nothing left to lead"),
+    };
+    (answers.into_iter().map(answer).collect(), stats.read())
 }
 
 #[test]
