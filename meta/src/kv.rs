@@ -90,6 +90,9 @@ pub enum KvError {
         "the metadata store cannot be read: {0}; check its disk, then restart the metadata server"
     )]
     Io(String),
+    /// A transaction of [`Engine::begin_cached`] met something that is not in memory.
+    #[error("the metadata store would have to read its disk")]
+    NotCached,
     /// The engine takes no commits any more; nothing was written.
     #[error("the metadata store takes no more commits: {0}")]
     Closed(String),
@@ -112,7 +115,8 @@ impl KvError {
         match self {
             Self::Conflict | Self::TooOld | Self::Throttled => KvRetry::Again,
             Self::MaybeCommitted(_) => KvRetry::IfIdempotent,
-            Self::TooLarge
+            Self::NotCached
+            | Self::TooLarge
             | Self::KeyTooLarge(_)
             | Self::ValueTooLarge(_)
             | Self::ReservedKey
@@ -133,6 +137,7 @@ impl From<KvError> for Error {
             KvError::ReservedKey => ErrorCode::InvalidArgument,
             KvError::Throttled => ErrorCode::Busy,
             KvError::MaybeCommitted(_) => ErrorCode::MaybeCommitted,
+            KvError::NotCached => ErrorCode::NotCached,
             KvError::Io(_) => ErrorCode::DiskError,
             KvError::Closed(_) => ErrorCode::Unavailable,
         };
@@ -145,6 +150,12 @@ pub trait Engine: Send + Sync + 'static {
     /// Starts a transaction. It costs nothing until the first read takes the snapshot, and it
     /// may outlive the engine, in which case its commit answers [`KvError::Closed`].
     fn begin(&self) -> Box<dyn Transaction>;
+
+    /// Starts a transaction for a look that never waits for a disk: what is not in memory is
+    /// answered [`KvError::NotCached`]. An engine that keeps everything there need not tell.
+    fn begin_cached(&self) -> Box<dyn Transaction> {
+        self.begin()
+    }
 
     /// The engine's name, as configuration and logs print it.
     fn name(&self) -> &'static str;

@@ -90,6 +90,7 @@ codes! {
     /** The transaction outlived its five seconds. */ TransactionTooOld = 3001, BackOff, 11;
     /** The transaction exceeds a size limit. */ TransactionTooLarge = 3002, Never, 7;
     /** The commit may or may not have happened. */ MaybeCommitted = 3003, Reconnect, 5;
+    /** Not in memory; ask the disk. Never leaves the metadata server. */ NotCached = 3004, Never, 6;
 
     // 4000: cluster manager
     /** The node is not registered, or under another incarnation. */ UnknownNode = 4000, Never, 6;

@@ -102,6 +102,11 @@ impl Engine for RocksEngine {
         Box::new(OptimisticTransaction::new(Arc::clone(&self.shared)))
     }
 
+    fn begin_cached(&self) -> Box<dyn Transaction> {
+        let cached = Cached(Arc::clone(&self.shared));
+        Box::new(OptimisticTransaction::new(Arc::new(cached)))
+    }
+
     fn name(&self) -> &'static str {
         "rocksdb"
     }
@@ -125,11 +130,34 @@ impl Store for Shared {
     }
 
     fn snapshot(self: &Arc<Self>) -> KvResult<RocksSnapshot> {
-        RocksSnapshot::take(Arc::clone(&self.db))
+        RocksSnapshot::take(Arc::clone(&self.db), false)
     }
 
     fn commit(&self, request: CommitRequest) -> KvResult<CommitVersion> {
         self.queue.commit(request)
+    }
+}
+
+/// The store as far as it is in memory.
+struct Cached(Arc<Shared>);
+
+impl Store for Cached {
+    type Snapshot = RocksSnapshot;
+
+    fn now(&self) -> Duration {
+        self.0.now()
+    }
+
+    fn epoch(&self) -> u64 {
+        self.0.epoch()
+    }
+
+    fn snapshot(self: &Arc<Self>) -> KvResult<RocksSnapshot> {
+        RocksSnapshot::take(Arc::clone(&self.0.db), true)
+    }
+
+    fn commit(&self, request: CommitRequest) -> KvResult<CommitVersion> {
+        self.0.commit(request)
     }
 }
 

@@ -13,6 +13,7 @@ fn every_error() -> Vec<KvError> {
         KvError::Throttled,
         KvError::MaybeCommitted("disk".into()),
         KvError::Io("disk".into()),
+        KvError::NotCached,
         KvError::Closed("disk".into()),
     ];
     for error in &all {
@@ -26,6 +27,7 @@ fn every_error() -> Vec<KvError> {
             | KvError::Throttled
             | KvError::MaybeCommitted(_)
             | KvError::Io(_)
+            | KvError::NotCached
             | KvError::Closed(_) => {}
         }
     }

@@ -17,7 +17,7 @@ use super::keys;
 use super::records::{Answer, ClientRecord, InodeRecord, SessionRecord, decode};
 use super::tx::Tx;
 use crate::interests::Interests;
-use crate::kv::{self, Engine, RetryPolicy};
+use crate::kv::{self, Engine, RetryPolicy, Transaction};
 use crate::locks::Locks;
 use crate::sessions::Sessions;
 
@@ -207,9 +207,30 @@ impl Core {
         client: ClientId,
         body: impl Fn(&mut Tx<'_>) -> Result<T>,
     ) -> Result<T> {
+        self.look_with(|| self.engine.begin(), client, body)
+    }
+
+    /// As [`Self::read_for`], without ever waiting for the disk; `None` if it would have to.
+    pub(crate) fn read_cached_for<T>(
+        &self,
+        client: ClientId,
+        body: impl Fn(&mut Tx<'_>) -> Result<T>,
+    ) -> Option<Result<T>> {
+        match self.look_with(|| self.engine.begin_cached(), client, body) {
+            Err(error) if error.code == ErrorCode::NotCached => None,
+            seen => Some(seen),
+        }
+    }
+
+    fn look_with<T>(
+        &self,
+        begin: impl Fn() -> Box<dyn Transaction>,
+        client: ClientId,
+        body: impl Fn(&mut Tx<'_>) -> Result<T>,
+    ) -> Result<T> {
         let noter = self.interests.noter(client);
         let look = || {
-            let mut txn = self.engine.begin();
+            let mut txn = begin();
             body(&mut Tx::read_only(self, &mut *txn, noter.clone()))
         };
         let before = self.interests.clock();

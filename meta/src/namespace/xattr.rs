@@ -154,7 +154,7 @@ impl Namespace {
 
     pub(crate) async fn get_xattr(&self, req: pb::XattrRequest) -> Result<pb::GetXattrReply> {
         let caller = req.caller.clone();
-        self.look(caller.as_ref(), move |tx, who| {
+        self.glance(caller.as_ref(), move |tx, who| {
             ops::xattr::get(tx, &who.cred, &req)
         })
         .await
@@ -162,7 +162,7 @@ impl Namespace {
 
     pub(crate) async fn list_xattr(&self, req: pb::GetAttrRequest) -> Result<pb::ListXattrReply> {
         let inode = InodeId(req.inode);
-        self.look(req.caller.as_ref(), move |tx, who| {
+        self.glance(req.caller.as_ref(), move |tx, who| {
             ops::xattr::list(tx, &who.cred, inode)
         })
         .await

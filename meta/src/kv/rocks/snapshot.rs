@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rocksdb::{DB, ReadOptions, Snapshot as DbSnapshot};
+use rocksdb::{DB, ErrorKind, ReadOptions, ReadTier, Snapshot as DbSnapshot};
 
 use super::VERSION_KEY;
 use crate::kv::transaction::{Snapshot, Visit};
@@ -15,23 +15,36 @@ pub(super) struct RocksSnapshot {
     /// Borrows from `db`. Declared first, so it is dropped first.
     snapshot: DbSnapshot<'static>,
     _db: Arc<DB>,
+    /// Nothing is read from a disk.
+    cached: bool,
 }
 
 impl RocksSnapshot {
-    pub(super) fn take(db: Arc<DB>) -> KvResult<Self> {
+    /// `cached`: reads answer [`KvError::NotCached`] instead of waiting for a disk.
+    pub(super) fn take(db: Arc<DB>, cached: bool) -> KvResult<Self> {
         let borrowed: *const DB = Arc::as_ptr(&db);
         // SAFETY: the reference must be valid as long as `snapshot` lives. It points into the
         // allocation of the `Arc`, which does not move when the `Arc` does, and which the same
         // struct keeps alive: fields drop in order of declaration, `snapshot` before `_db`, and
         // neither leaves this module. `DB` is only ever used through shared references.
         let snapshot = DbSnapshot::new(unsafe { &*borrowed });
-        let version = decode_version(snapshot.get_pinned(VERSION_KEY).map_err(io)?.as_deref())?;
+        let version = snapshot.get_pinned_opt(VERSION_KEY, options(cached));
+        let version = decode_version(version.map_err(io)?.as_deref())?;
         Ok(Self {
             version,
             snapshot,
             _db: db,
+            cached,
         })
     }
+}
+
+fn options(cached: bool) -> ReadOptions {
+    let mut options = ReadOptions::default();
+    if cached {
+        options.set_read_tier(ReadTier::BlockCache);
+    }
+    options
 }
 
 impl Snapshot for RocksSnapshot {
@@ -40,12 +53,13 @@ impl Snapshot for RocksSnapshot {
     }
 
     fn get(&self, key: &[u8]) -> KvResult<Option<Bytes>> {
-        let found = self.snapshot.get_pinned(key).map_err(io)?;
+        let found = self.snapshot.get_pinned_opt(key, options(self.cached));
+        let found = found.map_err(io)?;
         Ok(found.map(|value| Bytes::copy_from_slice(&value)))
     }
 
     fn scan(&self, begin: &[u8], end: &[u8], reverse: bool, visit: &mut Visit<'_>) -> KvResult<()> {
-        let mut options = ReadOptions::default();
+        let mut options = options(self.cached);
         options.set_iterate_lower_bound(begin);
         options.set_iterate_upper_bound(end);
         let mut pairs = self.snapshot.raw_iterator_opt(options);
@@ -81,5 +95,8 @@ fn decode_version(stored: Option<&[u8]>) -> KvResult<u64> {
 }
 
 pub(super) fn io(error: rocksdb::Error) -> KvError {
+    if error.kind() == ErrorKind::Incomplete {
+        return KvError::NotCached;
+    }
     KvError::Io(error.into_string())
 }

@@ -125,6 +125,30 @@ fn a_transaction_that_outlives_the_engine_reads_on_and_cannot_commit() {
 }
 
 #[test]
+fn a_cached_look_answers_what_is_in_memory_and_says_what_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = RocksEngine::open(directory.path()).unwrap();
+    // Each in a block of its own, away from the version, which is read when a look begins.
+    for key in [b"a", b"b", b"c"] {
+        put(&engine, key, &[key[0]; 16 << 10]).unwrap();
+    }
+    let look = |engine: &RocksEngine, key: &[u8]| engine.begin_cached().get(key);
+    assert_eq!(look(&engine, b"a").unwrap().unwrap()[0], b'a');
+    engine.shared.db.flush().unwrap();
+    drop(engine);
+
+    let engine = RocksEngine::open(directory.path()).unwrap();
+    assert_eq!(look(&engine, b"a"), Err(KvError::NotCached));
+    let scan = engine.begin_cached().get_range(b"a"..b"d", 9, false);
+    assert_eq!(scan, Err(KvError::NotCached));
+    assert!(engine.begin().get(b"a").unwrap().is_some());
+    assert_eq!(look(&engine, b"a").unwrap().unwrap()[0], b'a');
+    assert_eq!(look(&engine, b"c"), Err(KvError::NotCached));
+    put(&engine, b"c", b"new").unwrap();
+    assert_eq!(look(&engine, b"c").unwrap().unwrap(), "new");
+}
+
+#[test]
 fn sixteen_threads_share_syncs() {
     let directory = tempfile::tempdir().unwrap();
     let engine = RocksEngine::open(directory.path()).unwrap();
