@@ -4,7 +4,7 @@ use emberfs_proto::ids::InodeId;
 use emberfs_proto::pb::{self, FileKind};
 use emberfs_proto::{Error, ErrorCode, Result};
 
-use super::unnamed;
+use super::{lookup, unnamed};
 use crate::namespace::access::{self, Cred};
 use crate::namespace::names;
 use crate::namespace::tx::Tx;
@@ -97,12 +97,8 @@ pub(crate) fn unlink(
     cred: &Cred,
     req: &pb::NameRequest,
 ) -> Result<pb::UnlinkReply> {
-    names::check(&req.name)?;
     let parent = InodeId(req.parent);
-    let dir = tx.dir(parent)?;
-    access::check(cred, &dir, access::EXEC)?;
-    let dentry = tx.dentry(parent, &req.name)?;
-    let dentry = dentry.ok_or_else(|| names::not_found(parent, &req.name))?;
+    let (dir, dentry) = lookup::entry(tx, cred, req)?;
     let mut inode = tx.live(dentry.id())?;
     access::check_remove(cred, &dir, &inode)?;
     if inode.is_dir() {

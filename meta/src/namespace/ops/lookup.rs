@@ -7,18 +7,29 @@ use super::open;
 use crate::namespace::access::{self, Cred};
 use crate::namespace::core::Who;
 use crate::namespace::names;
+use crate::namespace::records::{Dentry, InodeRecord};
 use crate::namespace::tx::Tx;
 
 /// Most names of one [`lookup_many`].
 const MAX_NAMES: usize = 4096;
 
-pub(crate) fn lookup(tx: &mut Tx<'_>, cred: &Cred, req: &pb::NameRequest) -> Result<pb::AttrReply> {
+/// The entry that a request names, in a directory that the caller may search.
+pub(super) fn entry(
+    tx: &mut Tx<'_>,
+    cred: &Cred,
+    req: &pb::NameRequest,
+) -> Result<(InodeRecord, Dentry)> {
     names::check(&req.name)?;
     let parent = InodeId(req.parent);
     let dir = tx.dir(parent)?;
     access::check(cred, &dir, access::EXEC)?;
     let dentry = tx.dentry(parent, &req.name)?;
     let dentry = dentry.ok_or_else(|| names::not_found(parent, &req.name))?;
+    Ok((dir, dentry))
+}
+
+pub(crate) fn lookup(tx: &mut Tx<'_>, cred: &Cred, req: &pb::NameRequest) -> Result<pb::AttrReply> {
+    let (_, dentry) = entry(tx, cred, req)?;
     let attr = Some(tx.attr_of(dentry)?);
     Ok(pb::AttrReply { attr })
 }

@@ -7,7 +7,8 @@
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::{Error, ErrorCode, Result, pb};
 
-use crate::namespace::access::{self, Cred};
+use super::lookup;
+use crate::namespace::access::Cred;
 use crate::namespace::records::{Dentry, InodeRecord, decode};
 use crate::namespace::tx::Tx;
 use crate::namespace::{keys, names};
@@ -22,12 +23,8 @@ pub(crate) fn remove(
     cred: &Cred,
     req: &pb::NameRequest,
 ) -> Result<pb::UnlinkReply> {
-    names::check(&req.name)?;
     let parent = InodeId(req.parent);
-    let dir = tx.dir(parent)?;
-    access::check(cred, &dir, access::EXEC)?;
-    let dentry = tx.dentry(parent, &req.name)?;
-    let dentry = dentry.ok_or_else(|| names::not_found(parent, &req.name))?;
+    let (_, dentry) = lookup::entry(tx, cred, req)?;
     let mut child = tx.live(dentry.id())?;
     if !cred.is_root() {
         let what = format!(
