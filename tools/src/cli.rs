@@ -102,7 +102,7 @@ pub(crate) struct RmArgs {
     /// Remove directories with everything below them; must be given
     #[arg(short, long, required = true)]
     pub(crate) recursive: bool,
-    /// Paths in the cluster, from its root on: /datasets/old
+    /// Paths in the cluster, from its root on, not of this host: /datasets/old
     #[arg(required = true, value_name = "PATH")]
     pub(crate) paths: Vec<String>,
 }

@@ -48,6 +48,15 @@ pub(crate) fn find(path: &Path) -> Result<Option<MountEntry>> {
     Ok(parse(&table).filter(|entry| entry.path == path).last())
 }
 
+/// The mount that `path`, absolute, lies on, as far as its letters say: nothing is touched.
+pub(crate) fn above(path: &Path) -> Result<Option<MountEntry>> {
+    let table =
+        std::fs::read("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+    let above = parse(&table).filter(|entry| path.starts_with(&entry.path));
+    // Of several at one place the last one hides the others.
+    Ok(above.max_by_key(|entry| entry.path.as_os_str().len()))
+}
+
 fn parse(table: &[u8]) -> impl Iterator<Item = MountEntry> {
     table.split(|&b| b == b'\n').filter_map(|line| {
         let mut fields = line.split(|&b| b == b' ');
