@@ -42,19 +42,20 @@ impl MountEntry {
 
 /// The file system that is visible at exactly `path`, without touching it.
 pub(crate) fn find(path: &Path) -> Result<Option<MountEntry>> {
-    let table =
-        std::fs::read("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
     // The last one mounted hides those before.
-    Ok(parse(&table).filter(|entry| entry.path == path).last())
+    Ok(parse(&table()?).filter(|entry| entry.path == path).last())
 }
 
 /// The mount that `path`, absolute, lies on, as far as its letters say: nothing is touched.
 pub(crate) fn above(path: &Path) -> Result<Option<MountEntry>> {
-    let table =
-        std::fs::read("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+    let table = table()?;
     let above = parse(&table).filter(|entry| path.starts_with(&entry.path));
     // Of several at one place the last one hides the others.
     Ok(above.max_by_key(|entry| entry.path.as_os_str().len()))
+}
+
+fn table() -> Result<Vec<u8>> {
+    std::fs::read("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")
 }
 
 fn parse(table: &[u8]) -> impl Iterator<Item = MountEntry> {

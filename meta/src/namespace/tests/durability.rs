@@ -1,5 +1,7 @@
 use super::fixture::*;
-use crate::kv::RocksEngine;
+use crate::kv::{Engine, KvError, RocksEngine};
+use crate::namespace::keys;
+use emberfs_proto::ids::InodeId;
 use std::sync::Arc;
 
 #[tokio::test]
@@ -35,4 +37,29 @@ async fn a_restart_on_rocksdb_keeps_everything() {
     assert!(new.inode > file.inode + 1, "numbers are never used again");
     assert_eq!(f.names(dir.inode).await, ["f", "new"]);
     assert_eq!(f.collect().await.removed, 1);
+}
+
+#[tokio::test]
+async fn what_is_only_on_disk_is_found_as_what_is_in_memory() {
+    let directory = tempfile::tempdir().unwrap();
+    let open = || Arc::new(RocksEngine::open(directory.path()).unwrap());
+    let f = Fixture::over(open(), Arc::default());
+    let mut files = Vec::new();
+    // Long names, so that they fill more than the few blocks that a start reads.
+    let name = |i: usize| format!("{i:0200}");
+    for i in 0..200 {
+        files.push(f.file(ROOT, &name(i)).await);
+    }
+    let chunks = f.chunks.clone();
+    drop(f);
+
+    let engine = open();
+    let f = Fixture::over(engine.clone(), chunks);
+    let key = keys::dentry(InodeId(ROOT), name(100).as_bytes());
+    let cached = engine.begin_cached().get(&key);
+    assert_eq!(cached, Err(KvError::NotCached));
+    let found = f.lookup(ROOT, &name(100)).await.unwrap();
+    assert_eq!(found.inode, files[100].inode);
+    assert!(engine.begin_cached().get(&key).unwrap().is_some());
+    assert_eq!(f.lookup(ROOT, &name(100)).await.unwrap(), found);
 }
