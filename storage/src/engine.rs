@@ -68,8 +68,8 @@ pub use types::{
     ReadData, ReadVersion, Space, Verify,
 };
 
-/// The engine of one disk; clones are handles to the same. Dropping the last one ends its threads
-/// behind the caller's back: [`Engine::shutdown`] waits for them.
+/// The engine of one disk; clones are handles to the same. Dropping the last one closes the index and
+/// blocks until that is done; [`Engine::shutdown`] does not block.
 ///
 /// Every method that names a target answers [`NotServing`] when the disk has no such target, and
 /// [`Unavailable`] after the shutdown. All futures may be dropped at any point: a change that

@@ -65,8 +65,16 @@ impl std::fmt::Display for Touch {
 }
 
 impl Drop for Core {
+    /// Waits for the threads: one that still closed the index while the process exits would find the
+    /// library's own globals gone.
     fn drop(&mut self) {
         self.close();
+        let me = std::thread::current().id();
+        for thread in self.threads.get_mut().drain(..) {
+            if thread.thread().id() != me && thread.join().is_err() {
+                tracing::error!("a thread of the disk engine panicked");
+            }
+        }
     }
 }
 

@@ -438,3 +438,15 @@ async fn space_is_counted_exactly_and_returns_to_zero() {
     assert_eq!(sound(&engine).await.bytes, 0);
     engine.shutdown().await;
 }
+
+#[tokio::test]
+async fn dropping_the_last_handle_closes_the_index() {
+    let (_dir, config, mut engine) = fresh().await;
+    for version in 1..20 {
+        let change = write(version, 0, &pattern(9000, version));
+        engine.prepare(T, key(1), change).await.unwrap();
+        commit(&engine, key(1), version).await.unwrap();
+        drop(engine);
+        engine = open(&config).await;
+    }
+}
