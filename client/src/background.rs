@@ -44,6 +44,11 @@ async fn keep_alive(core: Weak<Core>, lease: Duration, doubt: Arc<Notify>) {
         let Some(core) = core.upgrade() else { return };
         pause = match keep_alive_once(&core).await {
             Ok(lease) => lease / KEEP_ALIVES_PER_LEASE,
+            Err(error) if error.code == ErrorCode::Superseded => {
+                tracing::error!(%error, "another process has taken this client over; this one stops");
+                core.stop.cancel();
+                return;
+            }
             Err(error) => {
                 tracing::warn!(%error, "keep-alive failed");
                 KEEP_ALIVE_RETRY.min(lease / KEEP_ALIVES_PER_LEASE)
@@ -94,7 +99,7 @@ async fn reopen_all(core: &Arc<Core>) {
 
 async fn reopen(core: &Arc<Core>, state: &Arc<InodeState>, handle: &Handle) -> Result<()> {
     let old = handle.session.load(Ordering::Acquire);
-    core.reopen(state, handle).await?;
+    core.reopen(state, handle, &handle.creds).await?;
     // The old session may have survived on the server's disk, and a handle that was closed
     // meanwhile has closed only the old one.
     let closed = handle.closed.load(Ordering::Acquire);
@@ -114,12 +119,13 @@ async fn reopen(core: &Arc<Core>, state: &Arc<InodeState>, handle: &Handle) -> R
                 truncate_epoch: state.length.lock().epoch(),
                 mtime: None,
                 sparse: false,
+                settle: false,
             };
             async move { client.close(request).await }
         };
         match core
             .meta
-            .run("close", &handle.creds, Effect::Changes, send)
+            .run("close", &handle.creds, Effect::Own, send)
             .await
         {
             Err(error) if error.code != ErrorCode::NoSession => return Err(error),

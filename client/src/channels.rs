@@ -1,11 +1,13 @@
 //! Write channels: what makes a retried write happen once.
 //!
 //! Storage servers remember the last write of each (client, channel). A channel therefore carries
-//! one write at a time, numbered from 1; a retry repeats the number.
+//! one write at a time, numbered from 1 ([`Identity::base`] later); a retry repeats the number.
 
 use emberfs_proto::ids::{ClientId, WriteTag};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::Identity;
 
 /// Channels of a client, and so its writes in flight.
 pub(crate) const CHANNELS: u32 = 256;
@@ -33,13 +35,14 @@ pub(crate) struct ChannelLease<'a> {
 
 impl Channels {
     /// All free.
-    pub(crate) fn new(client: ClientId) -> Self {
+    pub(crate) fn new(identity: Identity) -> Self {
+        let used = identity.base();
         let free = (0..CHANNELS)
             .rev()
-            .map(|number| Channel { number, used: 0 })
+            .map(|number| Channel { number, used })
             .collect();
         Self {
-            client,
+            client: identity.client,
             free: Mutex::new(free),
             permits: Semaphore::new(CHANNELS as usize),
         }
@@ -89,7 +92,12 @@ mod tests {
 
     #[tokio::test]
     async fn each_write_has_its_own_tag_and_each_channel_one_write() {
-        let channels = Channels::new(ClientId(9));
+        let client = ClientId(9);
+        let identity = Identity {
+            client,
+            instance: 0,
+        };
+        let channels = Channels::new(identity);
         let mut seen = std::collections::HashSet::new();
         let held: Vec<_> =
             futures::future::join_all((0..CHANNELS).map(|_| channels.acquire())).await;
@@ -108,5 +116,17 @@ mod tests {
             .find(|l| l.tag().channel == first.channel)
             .unwrap();
         assert_eq!(next.tag().sequence, first.sequence + 1);
+    }
+
+    #[tokio::test]
+    async fn a_later_process_begins_above_all_that_an_earlier_one_used() {
+        let client = ClientId(9);
+        let first = |instance| async move {
+            let channels = Channels::new(Identity { client, instance });
+            channels.acquire().await.tag()
+        };
+        let (earlier, later) = (first(1).await, first(2).await);
+        assert_eq!(earlier.channel, later.channel);
+        assert_eq!(later.sequence, earlier.sequence + (1 << 40));
     }
 }

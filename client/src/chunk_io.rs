@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use emberfs_proto::cluster::ClusterMap;
-use emberfs_proto::ids::{ChainId, ChainVersion, ClientId, MapVersion, NodeId, TargetId};
-use emberfs_proto::wire::client::{Identity, Peer, PeerPool};
+use emberfs_proto::ids::{ChainId, ChainVersion, MapVersion, NodeId, TargetId};
+use emberfs_proto::wire::client::{Identity as WireIdentity, Peer, PeerPool};
 use emberfs_proto::wire::{Call, Channel as _, Reply};
 use emberfs_proto::{Error, ErrorCode, Result, RetryClass};
 use parking_lot::Mutex;
@@ -23,7 +23,7 @@ use crate::plan::{self, Role, holds};
 use crate::retry::Patience;
 use crate::stats::Counters;
 use crate::window::Gate;
-use crate::{ClientConfig, Verify};
+use crate::{ClientConfig, Identity, Verify};
 
 /// Read requests of one client in flight, or waiting for a node's window; more wait here rather than in
 /// servers' queues.
@@ -71,13 +71,14 @@ impl Drop for InFlight {
 impl ChunkIo {
     pub(crate) fn new(
         map: MapWatch,
-        client: ClientId,
+        identity: Identity,
         config: &ClientConfig,
         stop: CancellationToken,
     ) -> Self {
-        let identity = Identity {
+        let caller = WireIdentity {
             cluster: Some(map.current().cluster),
-            client,
+            client: identity.client,
+            instance: identity.instance,
         };
         let hedging = hedge::Limits {
             percent: config.hedge_percent,
@@ -86,11 +87,11 @@ impl ChunkIo {
         };
         Self {
             map,
-            channels: Channels::new(client),
+            channels: Channels::new(identity),
             counters: Arc::default(),
             reads: Semaphore::new(READS_IN_FLIGHT),
             suspicions: Arc::new(Semaphore::new(SUSPICIONS)),
-            peers: PeerPool::new(identity, config.connections_per_node),
+            peers: PeerPool::new(caller, config.connections_per_node),
             loads: Mutex::default(),
             gates: Mutex::default(),
             turn: AtomicUsize::new(0),

@@ -19,7 +19,7 @@ use crate::locks::Book;
 use crate::map_watch::MapWatch;
 use crate::meta_rpc::{Effect, MetaRpc, attr_of};
 use crate::stats::Stats;
-use crate::{ClientConfig, Creds, background};
+use crate::{ClientConfig, Creds, Identity, background};
 
 /// Longest [`Client::shutdown`], when the client has no limit of its own.
 const SHUTDOWN_LIMIT: Duration = Duration::from_mins(1);
@@ -36,9 +36,9 @@ pub struct Client {
 impl Client {
     /// Connects: identity checks, the cluster map, and the background tasks.
     pub async fn connect(config: ClientConfig) -> Result<Self> {
-        let id = ClientId(rand::random());
+        let identity = Identity::of(config.identity)?;
         let stop = CancellationToken::new();
-        let meta = MetaRpc::new(&config.meta, id, config.io_timeout, stop.clone())?;
+        let meta = MetaRpc::new(&config.meta, identity, config.io_timeout, stop.clone())?;
         // Ends the tasks that were started if a later step fails.
         let guard = stop.clone().drop_guard();
         let limit = config.connect_timeout;
@@ -52,7 +52,7 @@ impl Client {
         meta.belong_to(cluster);
         let root = attr_of(hello.root)?.id();
         let map = MapWatch::start(meta.cluster(), cluster, limit, stop.clone()).await?;
-        let io = ChunkIo::new(map, id, &config, stop.clone());
+        let io = ChunkIo::new(map, identity, &config, stop.clone());
         let core = Arc::new(Core {
             budget: Budget::new(config.memory_bytes),
             config,
@@ -62,7 +62,7 @@ impl Client {
             meta,
             io,
             inodes: parking_lot::Mutex::default(),
-            locks: Book::default(),
+            locks: Book::new(identity),
             ends: Ends::default(),
             closing: TaskTracker::new(),
             runtime: tokio::runtime::Handle::current(),
@@ -77,7 +77,6 @@ impl Client {
     /// Flushes everything, ends all sessions and stops the background tasks. Waits for servers no
     /// longer than [`ClientConfig::io_timeout`] (one minute if that is unlimited).
     pub async fn shutdown(&self) {
-        let limit = self.core.config.io_timeout.unwrap_or(SHUTDOWN_LIMIT);
         let end = async {
             let open = self.core.all_known().into_iter().flat_map(|state| {
                 let handles = state.open_handles();
@@ -101,14 +100,28 @@ impl Client {
             self.core.closing.close();
             self.core.closing.wait().await;
             self.core.leave_locks().await;
+            Ok(())
         };
-        if tokio::time::timeout(limit, end).await.is_err() {
-            tracing::warn!(
-                "shutdown: not everything could be flushed within {} s",
-                limit.as_secs()
-            );
+        if let Err(error) = self.within_shutdown(end).await {
+            tracing::warn!(%error, "shutdown");
         }
         self.core.stop.cancel();
+    }
+
+    /// Does what a process still does before it stops, as long as it may take.
+    pub(crate) async fn within_shutdown(
+        &self,
+        work: impl Future<Output = Result<()>>,
+    ) -> Result<()> {
+        let limit = self.core.config.io_timeout.unwrap_or(SHUTDOWN_LIMIT);
+        let done = tokio::time::timeout(limit, work).await;
+        done.unwrap_or_else(|_| {
+            let what = format!(
+                "not everything could be flushed within {} s",
+                limit.as_secs()
+            );
+            Err(Error::new(ErrorCode::DeadlineExceeded, what))
+        })
     }
 
     /// The cluster.

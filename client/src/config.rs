@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use emberfs_proto::ids::ClusterId;
 
+use crate::Identity;
+
 /// What a read of a part of a checksum page is checked against.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Verify {
@@ -49,6 +51,12 @@ pub struct ClientConfig {
     pub write_back: Duration,
     /// Who this is, for people: shown by `emberfs status` as `host:pid`.
     pub host: String,
+    /// Who this is, to servers, where a client outlives its processes. `None`: a client of its own.
+    pub identity: Option<Identity>,
+    /// A buffered write keeps the [`bytes::Bytes`] that it was made of until its chain has it, or it is discarded: for
+    /// callers whose memory somebody else reads if this process dies. Otherwise small ones are copied and dropped
+    /// at once.
+    pub keep_pieces: bool,
 }
 
 impl Default for ClientConfig {
@@ -71,6 +79,8 @@ impl Default for ClientConfig {
             memory_bytes: 256 << 20,
             write_back: Duration::from_secs(5),
             host: format!("{host}:{}", std::process::id()),
+            identity: None,
+            keep_pieces: false,
         }
     }
 }

@@ -9,13 +9,13 @@ use emberfs_proto::ids::{ChunkIndex, ChunkKey};
 use emberfs_proto::{ErrorCode, Result, pb};
 use futures::StreamExt;
 
-use crate::Attr;
 use crate::chunk_write::ChunkWrite;
 use crate::core::Core;
 use crate::inode_state::{Handle, InodeState};
 use crate::length::Report;
 use crate::meta_rpc::{attr_of, rpc};
 use crate::write_buffer::{Run, Why};
+use crate::{Attr, Creds};
 
 impl Core {
     /// Buffers a write, once there is memory for it. The caller holds the inode's gate.
@@ -52,7 +52,7 @@ impl Core {
     }
 
     /// Memory is short: everything that rests in a buffer goes on its way.
-    fn relieve(self: &Arc<Self>) {
+    pub(crate) fn relieve(self: &Arc<Self>) {
         let now = Instant::now();
         for state in self.all_known() {
             let ready = state.buffers.lock().hurry(now);
@@ -167,7 +167,7 @@ impl Core {
         let first = self.send_once(state, handle, report, close).await;
         match first {
             Err(error) if error.code == ErrorCode::NoSession && report.is_some() => {
-                self.reopen(state, handle).await?;
+                self.reopen(state, handle, &handle.creds).await?;
                 self.send_once(state, handle, report, close).await
             }
             first => first,
@@ -190,17 +190,23 @@ impl Core {
             truncate_epoch: report.map_or(epoch, |r| r.epoch),
             mtime: report.map(|r| r.mtime.into()),
             sparse: report.is_some_and(|r| r.sparse),
+            settle: false,
         };
         let reply = if close {
-            rpc!(self.meta, &handle.creds, Changes, close, request)
+            rpc!(self.meta, &handle.creds, Own, close, request)
         } else {
-            rpc!(self.meta, &handle.creds, Changes, sync, request)
+            rpc!(self.meta, &handle.creds, Own, sync, request)
         };
         attr_of(reply?.attr)
     }
 
-    /// Opens anew what the server has forgotten.
-    pub(crate) async fn reopen(&self, state: &InodeState, handle: &Handle) -> Result<()> {
+    /// Opens anew, as `creds`, what the server has forgotten or is about to.
+    pub(crate) async fn reopen(
+        &self,
+        state: &InodeState,
+        handle: &Handle,
+        creds: &Creds,
+    ) -> Result<()> {
         let request = pb::OpenRequest {
             caller: None,
             inode: state.inode.0,
@@ -208,12 +214,12 @@ impl Core {
             write: handle.write,
             truncate: false,
         };
-        let reply = rpc!(self.meta, &handle.creds, Changes, open, request)?;
+        let reply = rpc!(self.meta, creds, Own, open, request)?;
         handle.session.store(reply.session, Ordering::Release);
         if let Some(attr) = &reply.attr {
             state.learn(attr);
         }
-        tracing::info!(inode = %state.inode, session = reply.session, "opened a forgotten file again");
+        tracing::info!(inode = %state.inode, session = reply.session, "opened a file again");
         Ok(())
     }
 

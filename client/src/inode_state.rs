@@ -175,6 +175,13 @@ impl InodeState {
         handles
     }
 
+    /// From now on no handle ends its session.
+    pub(crate) fn abandon(&self) {
+        for handle in self.live_handles() {
+            handle.closed.store(true, Ordering::Release);
+        }
+    }
+
     /// Some open for writing; one that is being closed if there is no other: what it has not reported
     /// yet can be reported through it.
     pub(crate) fn writer(&self) -> Option<Arc<Handle>> {

@@ -19,6 +19,7 @@
 mod ask;
 mod book;
 mod reclaim;
+mod resume;
 
 use std::sync::Arc;
 

@@ -4,20 +4,19 @@
 //! from its record instead of doing the change again. `acknowledged` tells the server which records
 //! no retry can ask for any more.
 
-use std::collections::BTreeSet;
 use std::future::Future;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use emberfs_proto::ids::{ClientId, ClusterId};
 use emberfs_proto::pb::{self, cluster_client::ClusterClient, metadata_client::MetadataClient};
 use emberfs_proto::{Error, ErrorCode, Result};
-use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::Creds;
+use crate::numbers::Numbers;
 use crate::retry::Patience;
+use crate::{Creds, Identity, request_scope};
 
 /// Longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -33,8 +32,11 @@ const MAX_MESSAGE: usize = 64 << 20;
 pub(crate) enum Effect {
     /// No: it needs no number.
     Reads,
-    /// Yes.
+    /// Yes: once, whoever repeats it.
     Changes,
+    /// Yes, and no later process repeats it: what may be done twice (a report), or concerns this process only (its
+    /// sessions).
+    Own,
 }
 
 /// The metadata server, as seen by one client.
@@ -42,37 +44,19 @@ pub(crate) struct MetaRpc {
     metadata: MetadataClient<Channel>,
     cluster: ClusterClient<Channel>,
     addr: String,
-    client: ClientId,
+    identity: Identity,
     /// The cluster that this client belongs to, once it is known.
     own: OnceLock<ClusterId>,
-    requests: Mutex<Requests>,
+    numbers: Arc<Numbers>,
     limit: Option<Duration>,
     stop: CancellationToken,
-}
-
-#[derive(Default)]
-struct Requests {
-    last: u64,
-    in_flight: BTreeSet<u64>,
-}
-
-/// A request number in use.
-struct Numbered<'a> {
-    requests: &'a Mutex<Requests>,
-    number: u64,
-}
-
-impl Drop for Numbered<'_> {
-    fn drop(&mut self) {
-        self.requests.lock().in_flight.remove(&self.number);
-    }
 }
 
 impl MetaRpc {
     /// Connects lazily to `addr` (`host:port`), and again whenever the connection breaks.
     pub(crate) fn new(
         addr: &str,
-        client: ClientId,
+        identity: Identity,
         limit: Option<Duration>,
         stop: CancellationToken,
     ) -> Result<Self> {
@@ -93,9 +77,9 @@ impl MetaRpc {
             metadata: metadata.max_decoding_message_size(MAX_MESSAGE),
             cluster: cluster.max_decoding_message_size(MAX_MESSAGE),
             addr: addr.to_owned(),
-            client,
+            identity,
             own: OnceLock::new(),
-            requests: Mutex::default(),
+            numbers: Numbers::new(identity),
             limit,
             stop,
         })
@@ -108,7 +92,12 @@ impl MetaRpc {
 
     /// Who this client is.
     pub(crate) fn client(&self) -> ClientId {
-        self.client
+        self.identity.client
+    }
+
+    /// The numbers of this client's changes.
+    pub(crate) fn numbers(&self) -> &Arc<Numbers> {
+        &self.numbers
     }
 
     /// The cluster service.
@@ -142,7 +131,11 @@ impl MetaRpc {
     where
         F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     {
-        let numbered = (effect == Effect::Changes).then(|| self.number());
+        let numbered = match effect {
+            Effect::Reads => None,
+            Effect::Changes => Some(request_scope::number(&self.numbers, verb)),
+            Effect::Own => Some(self.numbers.draw()),
+        };
         let mut patience = Patience::new(limit, &self.stop);
         loop {
             let caller = self.caller(creds, numbered.as_ref().map_or(0, |n| n.number));
@@ -159,32 +152,15 @@ impl MetaRpc {
         }
     }
 
-    fn number(&self) -> Numbered<'_> {
-        let mut requests = self.requests.lock();
-        requests.last += 1;
-        let number = requests.last;
-        requests.in_flight.insert(number);
-        Numbered {
-            requests: &self.requests,
-            number,
-        }
-    }
-
     fn caller(&self, creds: &Creds, request: u64) -> pb::Caller {
-        let acknowledged = {
-            let requests = self.requests.lock();
-            requests
-                .in_flight
-                .first()
-                .map_or(requests.last, |first| first - 1)
-        };
         pb::Caller {
-            client: self.client.to_bytes(),
+            client: self.identity.client.to_bytes(),
             request,
             uid: creds.uid,
             gid: creds.gid,
             groups: creds.groups.clone(),
-            acknowledged,
+            acknowledged: self.numbers.acknowledged(),
+            instance: self.identity.instance,
             cluster: self.own.get().map(|id| id.to_bytes()).unwrap_or_default(),
         }
     }
@@ -223,25 +199,4 @@ pub(crate) fn attr_of(attr: Option<pb::Attr>) -> Result<pb::Attr> {
             "the metadata server's answer carries no attributes",
         )
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn acknowledged_never_passes_a_request_that_may_be_retried() {
-        let stop = CancellationToken::new();
-        let meta = MetaRpc::new("127.0.0.1:1", ClientId(1), None, stop).unwrap();
-        let me = Creds::default();
-        let acknowledged = || meta.caller(&me, 0).acknowledged;
-        assert_eq!(acknowledged(), 0);
-        let first = meta.number();
-        let second = meta.number();
-        assert_eq!((first.number, second.number, acknowledged()), (1, 2, 0));
-        drop(second);
-        assert_eq!(acknowledged(), 0);
-        drop(first);
-        assert_eq!(acknowledged(), 2);
-    }
 }

@@ -45,6 +45,15 @@ pub(crate) struct Claim {
     pub(crate) ticket: u64,
 }
 
+/// What a client holds, or a page of it.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Resumed {
+    /// 0: it has none, and holds nothing.
+    pub(crate) tenure: u64,
+    pub(crate) held: Vec<(Place, Owner, Ranges)>,
+    pub(crate) more: bool,
+}
+
 /// See the module.
 pub(crate) struct Locks {
     lease: Duration,
@@ -261,6 +270,43 @@ impl Locks {
         let state = self.state.lock();
         state.check_grace()?;
         Ok(state.table.test(wish))
+    }
+
+    /// For a process that goes on as `client`: an earlier one's requests, those under tickets before `ticket`, do
+    /// not wait any more and are refused. Answers a page of what the client holds. [`ErrorCode::LockLost`]: this
+    /// server has restarted since, and only the earlier process knew.
+    pub(crate) fn resume(
+        &self,
+        client: ClientId,
+        ticket: u64,
+        after: InodeId,
+        limit: usize,
+    ) -> Result<Resumed> {
+        let mut state = self.state.lock();
+        let Some(tenure) = state.tenures.of(client) else {
+            return Ok(Resumed::default());
+        };
+        state.tickets.raise(client, ticket);
+        let waiting = state.table.waiting_before(client, ticket);
+        for key in &waiting {
+            state.waits.remove(key);
+        }
+        state.table.cancel(&waiting);
+        state.tell();
+        if state.tenures.reclaims(client) {
+            state.tenures.reclaimed(client);
+            let what = format!(
+                "this metadata server has restarted, and the process of client {client} that knew its locks is gone: \
+                 they are given up"
+            );
+            return Err(Error::new(ErrorCode::LockLost, what));
+        }
+        let (held, end) = state.table.held_after(client, after, limit);
+        Ok(Resumed {
+            tenure,
+            more: !end,
+            held,
+        })
     }
 
     /// Whether a client may reclaim under this tenure, or has it still: [`ErrorCode::LockLost`] otherwise.

@@ -40,7 +40,7 @@ use crate::chunks::ChunkStore;
 use crate::config::MetaConfig;
 use crate::interests::Watch;
 use crate::kv::Engine;
-use crate::sessions::{Held, Sessions};
+use crate::sessions::{Held, Sessions, superseded};
 
 /// Transactions running at once. Each occupies a thread that mostly waits for the group commit, so
 /// this is also how many changes one synced write can carry.
@@ -106,7 +106,8 @@ impl Namespace {
         }
     }
 
-    /// Who asks. Whoever means another cluster is refused: inode numbers of that one mean something here, too.
+    /// Who asks. Whoever means another cluster is refused: inode numbers of that one mean something here, too. So is an
+    /// earlier process of a client that has a later one.
     fn who(&self, caller: Option<&pb::Caller>) -> Result<Who> {
         if let Some(meant) = caller.and_then(|caller| ClusterId::from_bytes(&caller.cluster))
             && meant != self.cluster
@@ -118,7 +119,11 @@ impl Namespace {
             );
             return Err(Error::new(ErrorCode::WrongCluster, what));
         }
-        Who::of(caller)
+        let who = Who::of(caller)?;
+        self.core
+            .sessions
+            .check_instance(who.client, who.instance)?;
+        Ok(who)
     }
 
     /// A request that only looks.
@@ -233,19 +238,29 @@ impl Namespace {
             let (root, tenure) = core.write(|tx| {
                 // The locks of a client that was not given up stay its own.
                 let before: Option<ClientRecord> = tx.get(&keys::client(who.client))?;
-                let tenure = before.map_or(0, |record| record.tenure);
+                let before = before.unwrap_or_default();
+                if before.instance > who.instance {
+                    return Err(superseded(who.client, who.instance, before.instance));
+                }
+                let tenure = before.tenure;
                 let record = ClientRecord {
                     host: req.host.clone(),
-                    acknowledged: who.acknowledged,
+                    // A later process does not know at first what an earlier one has acknowledged.
+                    acknowledged: before.acknowledged.max(who.acknowledged),
                     attach,
                     tenure,
+                    instance: who.instance,
                 };
                 tx.put(&keys::client(who.client), &record);
                 let root = tx.live(InodeId::ROOT)?;
                 Ok((tx.attr(&root)?, tenure))
             })?;
-            core.sessions
-                .attach(who.client, &req.host, attach, Instant::now());
+            core.sessions.attach(
+                who.client,
+                &req.host,
+                (attach, who.instance),
+                Instant::now(),
+            );
             if tenure != 0 {
                 core.locks.begin(who.client, tenure);
             }

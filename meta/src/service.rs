@@ -89,6 +89,7 @@ delegate! {
     test_lock(TestLockRequest) -> TestLockReply = test_lock;
     cancel_lock(CancelLockRequest) -> LockReply = cancel_lock;
     reclaim_locks(ReclaimLocksRequest) -> ReclaimLocksReply = reclaim_locks;
+    resume_locks(ResumeLocksRequest) -> ResumeLocksReply = resume_locks;
     list_locks(ListLocksRequest) -> ListLocksReply = list_locks;
     set_xattr(SetXattrRequest) -> AttrReply = set_xattr;
     remove_xattr(XattrRequest) -> AttrReply = remove_xattr;

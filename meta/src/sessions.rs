@@ -9,6 +9,10 @@
 //! A client that is silent for longer than its lease has departed. Its sessions become *orphans*,
 //! which still count as open until [`crate::namespace`] has settled and removed them one by one; only
 //! then is the client's record forgotten.
+//!
+//! **Processes.** A client may go on in another process, which says so by a higher *instance*. From its attach on,
+//! requests of earlier ones are refused, and their sessions are kept for a lease, in which the new process
+//! opens again what it goes on with.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -41,6 +45,8 @@ struct Client {
     host: String,
     /// Which attach its record is from; 0 without a record.
     attach: u64,
+    /// The last process that has acted as this client; 0: it has only one.
+    instance: u32,
     /// It has attached since this server started, and its lease has not run out since.
     attached: bool,
     seen: Instant,
@@ -54,6 +60,7 @@ impl Client {
         Self {
             host: String::new(),
             attach: 0,
+            instance: 0,
             attached: false,
             seen: now,
             acknowledged: 0,
@@ -145,11 +152,12 @@ impl Sessions {
         id: ClientId,
         host: String,
         acknowledged: u64,
-        attach: u64,
+        (attach, instance): (u64, u32),
     ) {
         let client = Client {
             host,
             attach,
+            instance,
             acknowledged,
             pruned: acknowledged,
             ..Client::new(Instant::now())
@@ -162,23 +170,48 @@ impl Sessions {
         self.table.lock().insert(inode, session, client, true, 0);
     }
 
-    /// A client has attached (its record says `attach`). Sessions from before are dropped after a
-    /// lease unless used until then.
-    pub(crate) fn attach(&self, id: ClientId, host: &str, attach: u64, now: Instant) {
+    /// A client has attached (its record says `attach` and `instance`). Sessions from before, of another process or
+    /// from before this server knew it, are dropped after a lease unless used until then.
+    pub(crate) fn attach(
+        &self,
+        id: ClientId,
+        host: &str,
+        (attach, instance): (u64, u32),
+        now: Instant,
+    ) {
         let mut table = self.table.lock();
         table.departed.remove(&id);
         let client = table.clients.entry(id).or_insert_with(|| Client::new(now));
+        if client.instance > instance {
+            // The later one has come first.
+            return;
+        }
         host.clone_into(&mut client.host);
         client.attach = attach;
         client.seen = now;
-        let again = !std::mem::replace(&mut client.attached, true);
-        if again {
+        let newcomer = std::mem::replace(&mut client.instance, instance) < instance;
+        let known = std::mem::replace(&mut client.attached, true);
+        if newcomer || !known {
             let old: Vec<_> = client.sessions.iter().copied().collect();
             for (inode, session) in old {
                 if let Some(open) = table.get_mut(inode, session) {
                     open.superseded = Some(now + self.lease);
                 }
             }
+        }
+    }
+
+    /// Refuses an earlier process of a client: [`ErrorCode::Superseded`].
+    pub(crate) fn check_instance(&self, id: ClientId, instance: u32) -> Result<()> {
+        if instance == 0 {
+            return Ok(());
+        }
+        let table = self.table.lock();
+        match table.clients.get(&id) {
+            Some(client) if client.instance > instance => {
+                Err(superseded(id, instance, client.instance))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -419,6 +452,14 @@ impl Table {
         self.total += 1;
         self.writers += u64::from(write);
     }
+}
+
+/// The answer to an earlier process of a client.
+pub(crate) fn superseded(client: ClientId, instance: u32, newest: u32) -> Error {
+    let what = format!(
+        "process {instance} of client {client} was superseded by process {newest}; it must end"
+    );
+    Error::new(ErrorCode::Superseded, what)
 }
 
 #[cfg(test)]

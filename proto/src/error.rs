@@ -64,6 +64,7 @@ codes! {
     /** Overloaded; wait and try again. */ Busy = 1007, BackOff, 11;
     /** The server is stopping or not yet ready. */ Unavailable = 1008, BackOff, 11;
     /** This server does not offer the operation. */ Unsupported = 1009, Never, 95;
+    /** A later process acts as this client: this one must not go on. */ Superseded = 1010, Never, 5;
 
     // 2000: namespace
     /** No such file or directory. */ NotFound = 2000, Never, 2;

@@ -126,6 +126,7 @@ impl Node {
         let identity = Identity {
             cluster: Some(cluster),
             client: ClientId(incarnation.0),
+            instance: 0,
         };
         Arc::new(Self {
             id: NodeId(config.node),

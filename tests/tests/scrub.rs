@@ -209,6 +209,7 @@ fn plant(cluster: &TestCluster, inode: u64, version: u64) -> Result<()> {
         Identity {
             cluster: id,
             client,
+            instance: 0,
         },
         1,
     );

@@ -84,6 +84,7 @@ fn a_server_stopped_past_its_lease_serves_nothing_stale_when_it_goes_on() -> Res
         let identity = Identity {
             cluster: Some(client.cluster()),
             client: ClientId(77),
+            instance: 0,
         };
         // A reader with an old map and a connection from before.
         let pool = PeerPool::new(identity, 1);

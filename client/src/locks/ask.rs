@@ -95,7 +95,7 @@ impl Core {
     }
 
     /// A server that does not know this client must be told of it at once.
-    fn heed<T>(&self, reply: Result<T, Status>) -> Result<T, Status> {
+    pub(super) fn heed<T>(&self, reply: Result<T, Status>) -> Result<T, Status> {
         reply.inspect_err(|status| {
             if Error::from(status.clone()).code == ErrorCode::NoTenure {
                 self.locks.owed.store(true, Ordering::Release);

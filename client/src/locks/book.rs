@@ -11,6 +11,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
+use crate::Identity;
+
 /// An owner's locks on a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
@@ -30,7 +32,6 @@ impl From<Key> for pb::LockOwner {
 }
 
 /// All locks of one client.
-#[derive(Default)]
 pub(crate) struct Book {
     owners: Mutex<HashMap<Key, Arc<Owner>>>,
     /// The last ticket given out.
@@ -67,6 +68,18 @@ struct State {
 }
 
 impl Book {
+    pub(crate) fn new(identity: Identity) -> Self {
+        Self {
+            owners: Mutex::default(),
+            ticket: AtomicU64::new(identity.base()),
+            tenure: AtomicU64::new(0),
+            beginning: tokio::sync::Mutex::default(),
+            doubt: Arc::default(),
+            owed: AtomicBool::new(false),
+            tasks: TaskTracker::new(),
+        }
+    }
+
     pub(super) fn ticket(&self) -> u64 {
         self.ticket.fetch_add(1, Ordering::Relaxed) + 1
     }
@@ -196,6 +209,13 @@ impl Owner {
             state.unsure = false;
         }
         true
+    }
+
+    /// The server says that this is held: an earlier process took it.
+    pub(super) fn adopt(&self, ranges: &Ranges) {
+        let mut state = self.state.lock();
+        state.changes += 1;
+        state.held = ranges.clone();
     }
 
     /// Goes back to what was held before.

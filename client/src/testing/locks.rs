@@ -23,6 +23,8 @@ pub(crate) struct FakeLocks {
     queue: Vec<(Who, u64, Range)>,
     /// Newest ticket per owner.
     newest: HashMap<(Bytes, u64, i32, u64), u64>,
+    /// Tickets of a client below this one are those of an earlier process.
+    floors: HashMap<Bytes, u64>,
     tenures: HashMap<Bytes, u64>,
     drawn: u64,
     /// Clients that have attached since the last restart; `None`: there was none.
@@ -101,7 +103,8 @@ impl FakeLocks {
 
     fn admit(&mut self, who: &Who, ticket: u64) -> bool {
         let newest = self.newest.entry(key(who)).or_default();
-        let fresh = ticket >= *newest;
+        let floor = self.floors.get(&who.0).copied().unwrap_or_default();
+        let fresh = ticket >= floor.max(*newest);
         *newest = ticket.max(*newest);
         fresh
     }
@@ -162,6 +165,35 @@ impl FakeLocks {
         }
         self.held.entry(key(who)).or_default().weaken(span, keep);
         Ok(LockState::Granted)
+    }
+
+    /// One file per page.
+    fn resume(&mut self, request: &pb::ResumeLocksRequest) -> pb::ResumeLocksReply {
+        let me = client(request.caller.as_ref());
+        self.floors.insert(me.clone(), request.ticket);
+        self.queue
+            .retain(|(w, ticket, _)| w.0 != me || *ticket >= request.ticket);
+        let mut held: Vec<_> = self.held.iter().collect();
+        held.retain(|(key, ranges)| key.0 == me && key.1 > request.after && !ranges.is_empty());
+        held.sort_by_key(|(key, _)| (key.1, key.2, key.3));
+        let inode = held.first().map(|(key, _)| key.1);
+        let end = held.last().map(|(key, _)| key.1) == inode;
+        held.retain(|(key, _)| Some(key.1) == inode);
+        let owners = held.into_iter().map(|(key, ranges)| pb::OwnerLocks {
+            owner: Some(pb::LockOwner {
+                inode: key.1,
+                space: key.2,
+                owner: key.3,
+            }),
+            ticket: 0,
+            ranges: ranges.iter().copied().map(Into::into).collect(),
+        });
+        let tenure = self.tenures.get(&me).copied().unwrap_or_default();
+        pb::ResumeLocksReply {
+            tenure,
+            owners: owners.collect(),
+            end,
+        }
     }
 
     fn reclaim(&mut self, request: &pb::ReclaimLocksRequest) -> Result<pb::ReclaimLocksReply> {
@@ -298,5 +330,12 @@ impl FakeMeta {
         request: &pb::ReclaimLocksRequest,
     ) -> Result<pb::ReclaimLocksReply> {
         self.locking("reclaim_locks", |locks| locks.reclaim(request))
+    }
+
+    pub(super) fn fake_resume(
+        &self,
+        request: &pb::ResumeLocksRequest,
+    ) -> Result<pb::ResumeLocksReply> {
+        self.locking("resume_locks", |locks| Ok(locks.resume(request)))
     }
 }

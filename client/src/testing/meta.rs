@@ -543,6 +543,13 @@ impl Metadata for FakeMeta {
         Ok(Response::new(self.fake_reclaim(request.get_ref())?))
     }
 
+    async fn resume_locks(
+        &self,
+        request: Request<pb::ResumeLocksRequest>,
+    ) -> Reply<pb::ResumeLocksReply> {
+        Ok(Response::new(self.fake_resume(request.get_ref())?))
+    }
+
     async fn list_locks(&self, _: Request<pb::ListLocksRequest>) -> Reply<pb::ListLocksReply> {
         fail(ErrorCode::Unsupported, "not faked")
     }

@@ -117,6 +117,7 @@ impl WireChunks {
         let identity = Identity {
             cluster: Some(cluster),
             client,
+            instance: 0,
         };
         Self {
             pool: PeerPool::new(identity, CONNECTIONS),

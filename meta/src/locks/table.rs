@@ -250,6 +250,39 @@ impl Table {
         }
     }
 
+    /// Requests of a client that wait under tickets before this one.
+    pub(crate) fn waiting_before(&self, client: ClientId, ticket: u64) -> Vec<WaiterKey> {
+        let share = self.clients.get(&client);
+        let waiting = share.map(|share| share.waiting.range(..ticket));
+        let waiting = waiting.into_iter().flatten();
+        waiting.map(|(&ticket, _)| (client, ticket)).collect()
+    }
+
+    /// What a client holds of the files after `after`, file by file until there are `limit` ranges; true at the end.
+    pub(crate) fn held_after(
+        &self,
+        client: ClientId,
+        after: InodeId,
+        limit: usize,
+    ) -> (Vec<(Place, Owner, Ranges)>, bool) {
+        let mut found: Vec<(Place, Owner, Ranges)> = Vec::new();
+        let mut ranges = 0;
+        let share = self.clients.get(&client);
+        let places = share.into_iter().flat_map(|share| &share.places);
+        for &place in places.skip_while(|place| place.inode <= after) {
+            let last = found.last().map(|(place, ..)| place.inode);
+            if ranges >= limit && last != Some(place.inode) {
+                return (found, false);
+            }
+            let file = self.files.get(&place);
+            for (owner, held) in file.into_iter().flat_map(|file| file.of_client(client)) {
+                ranges += held.len();
+                found.push((place, *owner, held.clone()));
+            }
+        }
+        (found, true)
+    }
+
     /// Ends everything of a client; answers which of its requests waited.
     pub(crate) fn release_client(&mut self, client: ClientId) -> Vec<WaiterKey> {
         let Some(share) = self.clients.get(&client) else {

@@ -54,6 +54,11 @@ impl Tenures {
         tenure != 0 && self.current.get(&client) == Some(&tenure)
     }
 
+    /// Under which the client holds its locks now, if it does.
+    pub(super) fn of(&self, client: ClientId) -> Option<u64> {
+        self.current.get(&client).copied()
+    }
+
     /// Whether the client may still reclaim.
     pub(super) fn reclaims(&self, client: ClientId) -> bool {
         self.awaited.contains_key(&client)

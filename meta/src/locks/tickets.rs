@@ -36,6 +36,14 @@ impl Tickets {
         true
     }
 
+    /// Whatever the client asked under lower tickets is late.
+    pub(super) fn raise(&mut self, client: ClientId, ticket: u64) {
+        let newest = self.newest.entry(client);
+        for newest in &mut **newest.or_insert_with(|| Box::new([0; SHARDS])) {
+            *newest = ticket.max(*newest);
+        }
+    }
+
     /// The client has no locks and makes no requests any more.
     pub(super) fn forget(&mut self, client: ClientId) {
         self.newest.remove(&client);
@@ -65,6 +73,9 @@ mod tests {
             number: 5,
         };
         assert!(tickets.admit(place, other, 1), "tickets are per client");
+        tickets.raise(client, 20);
+        assert!(!tickets.admit(place, owner, 19) && tickets.admit(place, owner, 20));
+        assert!(tickets.admit(place, other, 1));
         tickets.forget(client);
         assert!(tickets.admit(place, owner, 1));
     }

@@ -53,6 +53,8 @@ pub(crate) struct Core {
 #[derive(Clone, Debug)]
 pub(crate) struct Who {
     pub(crate) client: ClientId,
+    /// Which process of the client; 0: it has only one.
+    pub(crate) instance: u32,
     pub(crate) request: u64,
     pub(crate) acknowledged: u64,
     pub(crate) cred: Cred,
@@ -67,6 +69,7 @@ impl Who {
         })?;
         Ok(Self {
             client,
+            instance: caller.instance,
             request: caller.request,
             acknowledged: caller.acknowledged,
             cred: Cred::of(caller),
@@ -156,11 +159,13 @@ impl Core {
                     acknowledged,
                     attach,
                     tenure,
+                    instance,
                 } = record;
                 if tenure != 0 {
                     self.locks.restore(id, tenure);
                 }
-                self.sessions.restore_client(id, host, acknowledged, attach);
+                self.sessions
+                    .restore_client(id, host, acknowledged, (attach, instance));
             }
             Ok(())
         })?;

@@ -76,8 +76,12 @@ impl Namespace {
                         return Ok(false);
                     }
                     let before = file.size;
-                    let epoch = file.epoch;
-                    length::report(&mut file, settled.end, epoch, None)?;
+                    let told = length::Told {
+                        end: settled.end,
+                        epoch: file.epoch,
+                        settle: false,
+                    };
+                    length::report(&mut file, told, None)?;
                     if file.size > before {
                         // The writer cannot say any more what it left out.
                         file.sparse = true;

@@ -40,13 +40,19 @@ pub(crate) fn resize(tx: &mut Tx<'_>, file: &mut InodeRecord, size: u64) -> Resu
     Ok(())
 }
 
+/// How far a file was written, as a writer says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told {
+    pub(crate) end: u64,
+    /// The truncate epoch under which that was seen.
+    pub(crate) epoch: u64,
+    /// Somebody else may have written further.
+    pub(crate) settle: bool,
+}
+
 /// Takes a report of a writer; false if the end of the chunks must be known first.
-pub(crate) fn report(
-    file: &mut InodeRecord,
-    end: u64,
-    epoch: u64,
-    settled: Option<Settled>,
-) -> Result<bool> {
+pub(crate) fn report(file: &mut InodeRecord, told: Told, settled: Option<Settled>) -> Result<bool> {
+    let Told { end, epoch, settle } = told;
     check_size(&file.file_layout()?, end)?;
     if epoch > file.epoch {
         let what = format!(
@@ -56,11 +62,15 @@ pub(crate) fn report(
         );
         return Err(Error::new(ErrorCode::InvalidArgument, what));
     }
-    let end = if epoch == file.epoch {
+    let end = if epoch == file.epoch && !settle {
         end
     } else {
         match settled {
-            Some(settled) if settled.epoch == TruncateEpoch(file.epoch) => settled.end,
+            Some(settled) if settled.epoch == TruncateEpoch(file.epoch) => {
+                // What was seen under this epoch counts beside what the chunks say.
+                let seen = if epoch == file.epoch { end } else { 0 };
+                settled.end.max(seen)
+            }
             _ => return Ok(false),
         }
     };

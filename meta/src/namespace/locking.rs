@@ -201,6 +201,40 @@ impl Namespace {
         Ok(pb::ReclaimLocksReply { tenure, states })
     }
 
+    /// Tells a process that goes on as a client which locks the client holds.
+    #[expect(
+        clippy::unused_async,
+        reason = "the service awaits the answer to every request"
+    )]
+    pub(crate) async fn resume_locks(
+        &self,
+        req: pb::ResumeLocksRequest,
+    ) -> Result<pb::ResumeLocksReply> {
+        let client = self.locker(req.caller.as_ref())?.client;
+        if !self.core.sessions.is_attached(client) {
+            return Err(not_attached(client));
+        }
+        let after = InodeId(req.after);
+        let resumed = self.core.locks.resume(client, req.ticket, after, PAGE)?;
+        let owners = resumed.held.iter().map(|(place, owner, ranges)| {
+            let space = pb::LockSpace::from(place.space);
+            pb::OwnerLocks {
+                owner: Some(pb::LockOwner {
+                    inode: place.inode.0,
+                    space: space.into(),
+                    owner: owner.number,
+                }),
+                ticket: 0,
+                ranges: ranges.iter().copied().map(Into::into).collect(),
+            }
+        });
+        Ok(pb::ResumeLocksReply {
+            tenure: resumed.tenure,
+            owners: owners.collect(),
+            end: !resumed.more,
+        })
+    }
+
     /// First in the store, then in memory: see `locks/tenure.rs`.
     async fn end_tenure(&self, client: ClientId, now: Instant) -> Result<()> {
         self.blocking(move |core| core.end_tenure(client)).await?;

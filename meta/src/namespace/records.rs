@@ -175,6 +175,9 @@ pub(crate) struct ClientRecord {
     /// Under which its locks are held; 0: it has none. See `locks/tenure.rs`.
     #[prost(uint64, tag = "4")]
     pub(crate) tenure: u64,
+    /// The last process that acted as this client; 0: it has only one. See [`crate::sessions`].
+    #[prost(uint32, tag = "5")]
+    pub(crate) instance: u32,
 }
 
 /// A truncation whose chunks are not all cut yet.

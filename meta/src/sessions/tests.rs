@@ -37,7 +37,7 @@ fn the_last_close_says_so() {
 fn a_silent_client_leaves_orphans_that_count_as_open() {
     let all = sessions();
     let start = Instant::now();
-    all.attach(A, "host:1", 5, start);
+    all.attach(A, "host:1", (5, 0), start);
     open(&all, A, 1, true);
     assert!(all.expire(start + LEASE).is_empty(), "the lease is exact");
     let late = start + LEASE * 2;
@@ -60,12 +60,12 @@ fn a_silent_client_leaves_orphans_that_count_as_open() {
 #[test]
 fn a_client_known_from_before_a_restart_must_attach_and_its_old_sessions_fade() {
     let all = sessions();
-    all.restore_client(A, "host:1".to_owned(), 3, 5);
+    all.restore_client(A, "host:1".to_owned(), 3, (5, 0));
     all.restore_session(FILE, SessionId(1), A);
     all.restore_session(FILE, SessionId(2), A);
     let now = Instant::now();
     assert!(all.keep_alive(A, 0, now).lost);
-    all.attach(A, "host:1", 6, now);
+    all.attach(A, "host:1", (6, 0), now);
     assert!(!all.keep_alive(A, 0, now).lost);
     assert_eq!(all.check(A, FILE, SessionId(1)), Some(true), "used: stays");
     let later = now + LEASE;

@@ -37,8 +37,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct Identity {
     /// The cluster it belongs to; `None` accepts any.
     pub cluster: Option<ClusterId>,
-    /// Who it is, for the server's log.
+    /// Who it is.
     pub client: ClientId,
+    /// Which of the processes that act as this client, one after the other: servers shut the earlier ones out.
+    /// 0: there is one.
+    pub instance: u32,
 }
 
 /// All peers that a process calls; connections are made when first used and replaced when broken.
@@ -322,6 +325,7 @@ async fn hello(
             .map(ClusterId::to_bytes)
             .unwrap_or_default(),
         client: identity.client.to_bytes(),
+        instance: identity.instance,
     };
     let header = Header {
         version: 0,

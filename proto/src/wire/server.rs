@@ -4,6 +4,8 @@
 //! budget of its hop class, and until then nothing more is read from that connection. A forward at
 //! hop `h` waits only for budgets of hop `h + 1`, so chains that cross cannot wait in a circle.
 
+mod fence;
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,6 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
+use self::fence::{Admission, Fences};
 use super::frame::{Header, Kind, Opcode};
 use super::io::{OutFrame, broken, read_head};
 use super::send::FrameSender;
@@ -120,6 +123,7 @@ pub async fn serve(
 ) {
     let budgets = Arc::new(Budgets::new(limits.payload_bytes_per_hop));
     let slots = Arc::new(Semaphore::new(limits.connections));
+    let fences = Arc::new(Fences::new());
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -140,10 +144,16 @@ pub async fn serve(
             tracing::warn!(%peer, "connection refused: {} are open already", limits.connections);
             continue;
         };
-        let (service, budgets, stop) = (service.clone(), budgets.clone(), stop.clone());
+        let (service, stop) = (service.clone(), stop.clone());
+        let shared = Shared {
+            host,
+            limits,
+            budgets: budgets.clone(),
+            fences: fences.clone(),
+        };
         connections.spawn(async move {
             let _slot = slot;
-            if let Err(error) = connection(stream, host, limits, service, budgets, stop).await {
+            if let Err(error) = connection(stream, shared, service, stop).await {
                 tracing::debug!(%peer, %error, "connection closed");
             }
         });
@@ -154,6 +164,14 @@ pub async fn serve(
         tracing::warn!("requests still in progress after {grace:?}; closing their connections");
     }
     drop(listener);
+}
+
+/// What all connections of a server have in common.
+struct Shared {
+    host: Host,
+    limits: Limits,
+    budgets: Arc<Budgets>,
+    fences: Arc<Fences>,
 }
 
 struct Budgets {
@@ -182,10 +200,8 @@ impl Budgets {
 
 async fn connection(
     stream: TcpStream,
-    host: Host,
-    limits: Limits,
+    shared: Shared,
     service: Arc<impl Service>,
-    budgets: Arc<Budgets>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<()> {
     stream.set_nodelay(true).map_err(broken)?;
@@ -195,16 +211,21 @@ async fn connection(
     let (send, write) = FrameSender::new(write, SEND_QUEUE);
     let writer = tokio::spawn(write);
 
-    let greeted = tokio::time::timeout(HELLO_TIMEOUT, greet(&mut read, &send, host, peer)).await;
-    let (client, version) =
-        greeted.map_err(|_| Error::new(ErrorCode::Protocol, "no HELLO within five seconds"))??;
+    let greeted = tokio::time::timeout(HELLO_TIMEOUT, greet(&mut read, &send, &shared, peer)).await;
+    let Greeting {
+        client,
+        version,
+        admission,
+    } = greeted.map_err(|_| Error::new(ErrorCode::Protocol, "no HELLO within five seconds"))??;
+    let mut superseded = admission.watch();
 
-    let slots = Arc::new(Semaphore::new(limits.requests_per_connection));
+    let slots = Arc::new(Semaphore::new(shared.limits.requests_per_connection));
     let mut requests = JoinSet::new();
     let result = loop {
         let head = tokio::select! {
             head = read_head(&mut read) => head,
             _ = stop.wait_for(|stop| *stop) => break Ok(()),
+            () = superseded.wait() => break Ok(()),
         };
         let (header, body) = match head {
             Ok(Some(head)) => head,
@@ -218,14 +239,26 @@ async fn connection(
             ));
         }
         while requests.try_join_next().is_some() {}
-        let Ok(slot) = slots.clone().acquire_owned().await else {
-            break Ok(());
+        let rest = async {
+            let Ok(slot) = slots.clone().acquire_owned().await else {
+                return Ok(None);
+            };
+            let len = header.payload_len as usize;
+            let budget = shared.budgets.take(header.hop, len).await;
+            let mut payload = AlignedBuf::new(len);
+            read.read_exact(&mut payload).await.map_err(broken)?;
+            Ok(Some((slot, budget, payload)))
         };
-        let budget = budgets.take(header.hop, header.payload_len as usize).await;
-        let mut payload = AlignedBuf::new(header.payload_len as usize);
-        if let Err(error) = read.read_exact(&mut payload).await {
-            break Err(broken(error));
-        }
+        let rest = tokio::select! {
+            biased;
+            () = superseded.wait() => break Ok(()),
+            rest = rest => rest,
+        };
+        let (slot, budget, payload) = match rest {
+            Ok(Some(rest)) => rest,
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        };
         let left = if header.deadline_ms == 0 {
             u32::MAX
         } else {
@@ -240,16 +273,21 @@ async fn connection(
             client,
             _budget: budget,
         };
-        let (service, send) = (service.clone(), send.clone());
+        let (service, send, mut superseded) = (service.clone(), send.clone(), superseded.clone());
         requests.spawn(async move {
             let _slot = slot;
             let result = service.handle(incoming).await;
-            // A broken connection is noticed by its reader; this answer has nowhere to go.
-            let _ = send.send(answer(&header, version, result)).await;
+            tokio::select! {
+                // A broken connection is noticed by its reader; this answer has nowhere to go.
+                _ = send.send(answer(&header, version, result)) => {}
+                // Nobody reads it, and the next process must not wait for that.
+                () = superseded.wait() => {}
+            }
         });
     };
     // Requests run to their end even when the client has gone: a write that was begun is finished.
     while requests.join_next().await.is_some() {}
+    drop(admission);
     drop(send);
     // It ends when everything is written, or has failed already.
     let _ = writer.await;
@@ -277,12 +315,19 @@ fn answer(request: &Header, version: u8, result: Result<Outgoing>) -> OutFrame {
     OutFrame::new(header, body, payload)
 }
 
+/// Who a connection is from, and what was agreed on.
+struct Greeting {
+    client: ClientId,
+    version: u8,
+    admission: Admission,
+}
+
 async fn greet(
     read: &mut BufReader<tokio::net::tcp::OwnedReadHalf>,
     send: &FrameSender,
-    host: Host,
+    shared: &Shared,
     peer: SocketAddr,
-) -> Result<(ClientId, u8)> {
+) -> Result<Greeting> {
     let lost = || broken(std::io::ErrorKind::UnexpectedEof.into());
     let (header, body) = read_head(read).await?.ok_or_else(lost)?;
     if header.kind != Kind::Request || header.opcode != Opcode::Hello || header.payload_len != 0 {
@@ -292,10 +337,16 @@ async fn greet(
         ));
     }
     let hello: pb::Hello = super::decode(body)?;
-    let verdict = check_hello(&hello, host);
+    let host = shared.host;
     let client = ClientId::from_bytes(&hello.client).unwrap_or_default();
+    let verdict = async {
+        let version = check_hello(&hello, host)?;
+        let admission = shared.fences.admit(client, hello.instance).await?;
+        Ok((version, admission))
+    };
+    let verdict: Result<_> = verdict.await;
     let result = match &verdict {
-        Ok(version) => {
+        Ok((version, _)) => {
             let (version, node) = (*version, host.node.0);
             let reply = pb::HelloReply {
                 version,
@@ -312,7 +363,11 @@ async fn greet(
     send.send(answer(&header, 0, result))
         .await
         .map_err(|_| lost())?;
-    verdict.map(|version| (client, version as u8))
+    verdict.map(|(version, admission)| Greeting {
+        client,
+        version: version as u8,
+        admission,
+    })
 }
 
 fn check_hello(hello: &pb::Hello, host: Host) -> Result<u32> {

@@ -61,6 +61,7 @@ fn pool(cluster: Option<ClusterId>) -> PeerPool {
         Identity {
             cluster,
             client: ClientId(1),
+            instance: 0,
         },
         2,
     )

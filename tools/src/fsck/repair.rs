@@ -109,6 +109,7 @@ async fn remove(
     let identity = Identity {
         cluster: Some(map.cluster),
         client,
+        instance: 0,
     };
     let pool = PeerPool::new(identity, 1);
     let ids: Vec<InodeId> = orphans.iter().map(|&(_, inode)| inode).collect();

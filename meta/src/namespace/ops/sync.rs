@@ -2,7 +2,8 @@
 //!
 //! A length reported under the current truncate epoch is believed and only ever raises the size.
 //! One from before a truncation says nothing about what is left, so the end of the data is asked from
-//! the chunks instead.
+//! the chunks instead. So it is when a process takes over what another one had open for writing, which may have
+//! stored bytes and died before its report.
 
 use emberfs_proto::ids::{InodeId, SessionId, TruncateEpoch};
 use emberfs_proto::layout::Layout;
@@ -44,21 +45,30 @@ pub(crate) fn sync(
     let session = SessionId(req.session);
     let mut inode = tx.live(id)?;
     let known = tx.core.sessions.check(who.client, id, session);
-    if let Some(end) = req.end {
+    if let Some(end) = req.end.or(req.settle.then_some(0)) {
         if tx.trim_intent(id)?.is_some() {
             return Ok(Report::Blocked(id));
         }
         // A repeated close finds its work done.
-        let done = close && known.is_none() && length::covers(&inode, end, req.truncate_epoch);
+        let done = close
+            && !req.settle
+            && known.is_none()
+            && length::covers(&inode, end, req.truncate_epoch);
         if !done {
             if known != Some(true) {
                 check_without_session(who, &inode, session)?;
             }
             let before = inode.clone();
-            if !length::report(&mut inode, end, req.truncate_epoch, settled)? {
+            let told = length::Told {
+                end,
+                epoch: req.truncate_epoch,
+                settle: req.settle,
+            };
+            if !length::report(&mut inode, told, settled)? {
                 return Ok(Report::Settle(inode.file_layout()?, inode.epoch()));
             }
-            inode.sparse |= req.sparse;
+            // There is no hole in nothing.
+            inode.sparse |= req.sparse && inode.size > 0;
             let grown = inode.size > before.size;
             let default = if grown { tx.now } else { before.mtime };
             inode.mtime = time::asked(req.mtime, false, tx.now)?.unwrap_or(default);

@@ -178,6 +178,7 @@ impl Fixture {
             groups: Vec::new(),
             acknowledged: 0,
             cluster: Bytes::new(),
+            instance: 0,
         })
     }
 
@@ -285,6 +286,7 @@ impl Fixture {
             truncate_epoch: epoch,
             mtime: None,
             sparse: false,
+            settle: false,
         };
         Ok(self.ns.sync(request).await?.attr.unwrap())
     }

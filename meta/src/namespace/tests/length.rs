@@ -42,6 +42,7 @@ async fn a_report_sets_the_time_of_the_last_write() {
         truncate_epoch: 0,
         mtime,
         sparse: false,
+        settle: false,
     };
     assert_eq!(f.ns.sync(request).await.unwrap().attr.unwrap().mtime, mtime);
 }
@@ -208,6 +209,7 @@ async fn a_file_is_sparse_if_it_may_have_holes() {
         truncate_epoch: epoch,
         mtime: None,
         sparse: true,
+        settle: false,
     };
     assert!(f.ns.sync(request).await.unwrap().attr.unwrap().sparse);
     f.truncate(file, 0).await.unwrap();

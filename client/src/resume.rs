@@ -1,0 +1,155 @@
+//! Taking a client over from an earlier process, and leaving it to a later one: open files.
+//!
+//! The metadata server keeps the sessions of the earlier process until a lease after this one has attached. Until
+//! then whatever was open is opened again here, unlinked files too, whoever may open them now.
+
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use emberfs_proto::ids::InodeId;
+use emberfs_proto::{Result, pb};
+use futures::StreamExt;
+
+use crate::core::Core;
+use crate::inode_state::InodeState;
+use crate::meta_rpc::{attr_of, rpc};
+use crate::write_buffer::Why;
+use crate::{Attr, Client, Creds, File, OpenFlags};
+
+/// Files that are flushed at the same time.
+const PARALLEL: usize = 16;
+
+impl Client {
+    /// Opens what an earlier process of this client had open when it died: it is not asked again who may. Requests
+    /// through the file are made as `creds`.
+    ///
+    /// The earlier process may have stored bytes of a file that it had open for writing, and told nobody of their end.
+    /// So the length is taken from the chunks; the file counts as changed now, and as one that may have holes.
+    pub async fn resume_file(
+        &self,
+        inode: InodeId,
+        flags: OpenFlags,
+        creds: &Creds,
+    ) -> Result<(Attr, File)> {
+        self.take_file(inode, flags, creds, flags.write).await
+    }
+
+    /// As [`Self::resume_file`], of a process that has told of everything it wrote ([`Self::hand_over`]): only opens.
+    pub async fn reopen_file(
+        &self,
+        inode: InodeId,
+        flags: OpenFlags,
+        creds: &Creds,
+    ) -> Result<(Attr, File)> {
+        self.take_file(inode, flags, creds, false).await
+    }
+
+    async fn take_file(
+        &self,
+        inode: InodeId,
+        flags: OpenFlags,
+        creds: &Creds,
+        settle: bool,
+    ) -> Result<(Attr, File)> {
+        let request = pb::OpenRequest {
+            caller: None,
+            inode: inode.0,
+            read: flags.read || !flags.write,
+            write: flags.write,
+            truncate: false,
+        };
+        let mut reply = rpc!(self.core.meta, &Creds::default(), Own, open, request)?;
+        if settle {
+            match self.core.settle_length(&reply, inode, creds).await {
+                Ok(attr) => reply.attr = Some(attr),
+                Err(error) => {
+                    self.core.end_soon(inode, reply.session);
+                    return Err(error);
+                }
+            }
+        }
+        self.opened(creds, reply, flags)
+    }
+
+    /// Leaves this client to a later process: everything that was written is stored and reported, then this process
+    /// stops. Nothing ends: files stay open and locks held at the servers, for one lease.
+    ///
+    /// Fails if something could not be stored or reported; then the later process has to take files with
+    /// [`Self::resume_file`]. Waits as long as [`Self::shutdown`]. Calls that are made meanwhile may fail.
+    pub async fn hand_over(&self) -> Result<()> {
+        let flushes = futures::stream::iter(self.core.all_known())
+            .map(|state| async move { self.core.leave(&state).await });
+        let mut flushes = flushes.buffer_unordered(PARALLEL);
+        let work = async {
+            let mut outcome = Ok(());
+            while let Some(flushed) = flushes.next().await {
+                outcome = outcome.and(flushed);
+            }
+            self.core.closing.close();
+            self.core.closing.wait().await;
+            outcome
+        };
+        let outcome = self.within_shutdown(work).await;
+        for state in self.core.all_known() {
+            // Dropping them must not end their sessions.
+            state.abandon();
+        }
+        self.core.stop.cancel();
+        outcome
+    }
+
+    /// Sends everything that rests in buffers on its way, without waiting for it.
+    pub fn hurry_writes(&self) {
+        self.core.relieve();
+    }
+}
+
+impl Core {
+    /// The attributes of a file that was just opened, with the length that its chunks say.
+    async fn settle_length(
+        &self,
+        opened: &pb::OpenReply,
+        inode: InodeId,
+        creds: &Creds,
+    ) -> Result<Attr> {
+        let request = pb::SyncRequest {
+            caller: None,
+            inode: inode.0,
+            session: opened.session,
+            end: None,
+            truncate_epoch: attr_of(opened.attr)?.truncate_epoch,
+            // Also where it does not grow: bytes that were changed before its end are news to others.
+            mtime: Some(SystemTime::now().into()),
+            sparse: true,
+            settle: true,
+        };
+        attr_of(rpc!(self.meta, creds, Own, sync, request)?.attr)
+    }
+
+    /// Stores and reports what was written to a file.
+    async fn leave(self: &std::sync::Arc<Self>, state: &std::sync::Arc<InodeState>) -> Result<()> {
+        let _gate = state.gate.write().await;
+        let before = state.buffers.lock().failures().0;
+        self.settle(state, Why::Flush).await;
+        if let Some(writer) = state.writer() {
+            self.report(state, &writer).await?;
+        }
+        match state.buffers.lock().failures() {
+            (count, Some(error)) if count > before => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl File {
+    /// Gives the file a session of this process, whoever may open it now. For a file whose open, or create, an earlier
+    /// process had made and was answered from the server's record: its session ends with that process.
+    pub async fn renew(&self) -> Result<()> {
+        self.open()?;
+        let (core, state, handle) = (self.core(), self.state(), self.handle());
+        let old = handle.session.load(Ordering::Acquire);
+        core.reopen(state, handle, &Creds::default()).await?;
+        core.end_soon(state.inode, old);
+        Ok(())
+    }
+}
