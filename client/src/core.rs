@@ -66,7 +66,7 @@ impl Core {
             state.opened_again(attr);
             return Ok(state);
         }
-        let fresh = Arc::new(InodeState::new(attr)?);
+        let fresh = Arc::new(InodeState::new(attr, self.config.keep_pieces)?);
         let mut inodes = self.inodes.lock();
         // Another open of the same file may have come first.
         if let Some(state) = inodes.get(&inode).and_then(Weak::upgrade) {

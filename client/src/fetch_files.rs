@@ -251,7 +251,7 @@ impl Fetcher {
 fn range_of(attr: &Attr) -> Result<Range> {
     regular(attr)?;
     Ok(Range {
-        state: Arc::new(InodeState::new(attr)?),
+        state: Arc::new(InodeState::new(attr, false)?),
         offset: 0,
         len: within(attr)?,
     })

@@ -279,13 +279,16 @@ async fn drain(core: Arc<Core>, state: Arc<InodeState>, index: u32) {
         if let Err(error) = &result {
             tracing::error!(inode = %state.inode, chunk = index, len = run.len, %error, "buffered write lost");
         }
+        let number = run.number;
+        let end = state.layout.chunk_start(ChunkIndex(index)) + u64::from(run.offset + run.len);
+        // Before anybody hears of it: the bytes are needed no longer.
+        drop(run);
         let mut buffers = state.buffers.lock();
         let acked = result.is_ok();
-        buffers.done(index, run.number, result.err());
+        buffers.done(index, number, result.err());
         let waiting = buffers.end();
         let mut length = state.length.lock();
         if acked {
-            let end = state.layout.chunk_start(ChunkIndex(index)) + u64::from(run.offset + run.len);
             length.acked(end, waiting);
         } else {
             length.dropped(waiting);

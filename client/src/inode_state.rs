@@ -55,7 +55,7 @@ pub(crate) struct InodeState {
 }
 
 impl InodeState {
-    pub(crate) fn new(attr: &Attr) -> Result<Self> {
+    pub(crate) fn new(attr: &Attr, keep_pieces: bool) -> Result<Self> {
         if !attr.is_file() {
             let code = if attr.is_dir() {
                 ErrorCode::IsDirectory
@@ -74,7 +74,7 @@ impl InodeState {
             layout,
             stripe: OnceLock::new(),
             length: Mutex::new(Length::new(attr)),
-            buffers: Mutex::new(Buffers::new(layout)),
+            buffers: Mutex::new(Buffers::new(layout, keep_pieces)),
             progress: watch::Sender::new(0),
             flights: Semaphore::new(WRITES_IN_FLIGHT),
             read_ahead: Mutex::default(),

@@ -80,7 +80,7 @@ impl Client {
             layout: Some(pb::LayoutMsg::from(layout)),
             ..Attr::default()
         };
-        allocated(&self.core, &InodeState::new(&attr)?).await
+        allocated(&self.core, &InodeState::new(&attr, false)?).await
     }
 }
 

@@ -10,6 +10,7 @@ mod locks;
 mod many;
 mod namespace;
 mod reads;
+mod resume;
 mod sparse;
 mod unnamed;
 mod watching;

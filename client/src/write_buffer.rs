@@ -7,6 +7,9 @@
 //! A run is sealed when it reaches the end of its chunk, when a write does not continue it, when
 //! someone waits for it (sync, close, a read of the same chunk), when it is old, or when memory is
 //! short. Sealed runs are numbered; whoever waits, waits until all up to a number are done.
+//!
+//! Small pieces are copied together. Where somebody else reads the caller's memory if this process dies
+//! ([`crate::ClientConfig::keep_pieces`]), the run holds on to them nevertheless until it is dropped.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
@@ -38,6 +41,8 @@ pub(crate) struct Run {
     pub(crate) size_hint: u32,
     pub(crate) number: u64,
     gather: BytesMut,
+    /// Pieces whose bytes were copied, and where they begin in this run.
+    kept: Vec<(u32, Bytes)>,
     permit: Option<OwnedSemaphorePermit>,
     born: Instant,
 }
@@ -57,6 +62,8 @@ struct Chunk {
 /// Buffered writes of one file.
 pub(crate) struct Buffers {
     layout: Layout,
+    /// See [`crate::ClientConfig::keep_pieces`].
+    keep: bool,
     chunks: BTreeMap<u32, Chunk>,
     last: u64,
     outstanding: BTreeSet<u64>,
@@ -69,7 +76,8 @@ impl Run {
         self.offset + self.len
     }
 
-    fn push(&mut self, data: Bytes, permit: Option<OwnedSemaphorePermit>) {
+    fn push(&mut self, data: Bytes, permit: Option<OwnedSemaphorePermit>, keep: bool) {
+        let start = self.len;
         self.len += data.len() as u32;
         match (&mut self.permit, permit) {
             (Some(mine), Some(more)) => mine.merge(more),
@@ -82,6 +90,9 @@ impl Run {
             self.gather.extend_from_slice(&data);
             if self.gather.len() >= GATHER {
                 self.gathered();
+            }
+            if keep {
+                self.kept.push((start, data));
             }
         }
     }
@@ -101,14 +112,19 @@ impl Run {
             left -= piece.len();
             !piece.is_empty()
         });
+        self.kept.retain_mut(|(start, piece)| {
+            piece.truncate(len.saturating_sub(*start) as usize);
+            !piece.is_empty()
+        });
         self.len = len;
     }
 }
 
 impl Buffers {
-    pub(crate) fn new(layout: Layout) -> Self {
+    pub(crate) fn new(layout: Layout, keep: bool) -> Self {
         Self {
             layout,
+            keep,
             chunks: BTreeMap::new(),
             last: 0,
             outstanding: BTreeSet::new(),
@@ -137,10 +153,11 @@ impl Buffers {
             size_hint: 0,
             number: 0,
             gather: BytesMut::new(),
+            kept: Vec::new(),
             permit: None,
             born: Instant::now(),
         });
-        run.push(data, permit);
+        run.push(data, permit, self.keep);
         if run.end() == self.layout.chunk_size {
             self.close_run(index, Why::Flush);
         }

@@ -252,9 +252,11 @@ impl FakeMeta {
     fn locking<T>(
         &self,
         verb: &'static str,
+        caller: Option<&pb::Caller>,
         run: impl FnOnce(&mut FakeLocks) -> Result<T>,
     ) -> Result<T> {
         let mut state = self.state.lock();
+        state.check_instance(caller)?;
         state.locks.calls.push(verb);
         let fault = state.take_fault(verb);
         if let Some((code, false)) = fault {
@@ -269,7 +271,9 @@ impl FakeMeta {
 
     pub(super) async fn fake_lock(&self, request: pb::LockRequest) -> Result<pb::LockReply> {
         let end = Instant::now() + Duration::from_millis(request.wait_ms.into());
-        let mut state = self.locking("lock", |locks| locks.lock(&request))?;
+        let mut state = self.locking("lock", request.caller.as_ref(), |locks| {
+            locks.lock(&request)
+        })?;
         while state == LockState::Waiting && Instant::now() < end {
             tokio::time::sleep(LOOK_EVERY).await;
             state = self.state.lock().locks.lock(&request)?;
@@ -284,7 +288,7 @@ impl FakeMeta {
         );
         let span = Span::new(request.start, request.end)?;
         let claim = (request.tenure, request.ticket);
-        let state = self.locking("unlock", |locks| {
+        let state = self.locking("unlock", request.caller.as_ref(), |locks| {
             locks.weaken(&who, claim, span, &Ranges::default())
         });
         state.map(reply)
@@ -302,7 +306,7 @@ impl FakeMeta {
             .map(Range::try_from)
             .collect::<Result<_>>()?;
         let claim = (request.tenure, request.ticket);
-        let state = self.locking("cancel_lock", |locks| {
+        let state = self.locking("cancel_lock", request.caller.as_ref(), |locks| {
             locks
                 .queue
                 .retain(|(w, ticket, _)| *w != who || *ticket != request.waiter);
@@ -317,7 +321,9 @@ impl FakeMeta {
             request.owner.unwrap_or_default(),
         );
         let range = Range::try_from(&request.range.unwrap_or_default())?;
-        let found = self.locking("test_lock", |locks| Ok(locks.conflict(&who, &range)))?;
+        let found = self.locking("test_lock", request.caller.as_ref(), |locks| {
+            Ok(locks.conflict(&who, &range))
+        })?;
         let (client, conflict) = found.unzip();
         Ok(pb::TestLockReply {
             conflict: conflict.map(Into::into),
@@ -329,13 +335,17 @@ impl FakeMeta {
         &self,
         request: &pb::ReclaimLocksRequest,
     ) -> Result<pb::ReclaimLocksReply> {
-        self.locking("reclaim_locks", |locks| locks.reclaim(request))
+        self.locking("reclaim_locks", request.caller.as_ref(), |locks| {
+            locks.reclaim(request)
+        })
     }
 
     pub(super) fn fake_resume(
         &self,
         request: &pb::ResumeLocksRequest,
     ) -> Result<pb::ResumeLocksReply> {
-        self.locking("resume_locks", |locks| Ok(locks.resume(request)))
+        self.locking("resume_locks", request.caller.as_ref(), |locks| {
+            Ok(locks.resume(request))
+        })
     }
 }

@@ -42,6 +42,14 @@ pub(crate) struct State {
     /// Files that such a lookup refuses for now.
     pub(crate) truncating: HashSet<u64>,
     pub(crate) forgotten: bool,
+    /// Where the chunks of a file end, if not where it was reported.
+    pub(crate) stored: HashMap<u64, u64>,
+    /// Opens of a file: inode and user.
+    pub(crate) opens: Vec<(u64, u32)>,
+    /// What the last keep-alive has acknowledged.
+    pub(crate) acknowledged: u64,
+    /// The newest process of each client.
+    instances: HashMap<Bytes, u32>,
     pub(crate) locks: FakeLocks,
     /// Where clients hear of changes by others.
     pub(crate) watchers: Vec<mpsc::Sender<Result<pb::Invalidation, Status>>>,
@@ -183,6 +191,15 @@ impl State {
         Some((code, after))
     }
 
+    /// Refuses earlier processes of a client.
+    pub(super) fn check_instance(&self, caller: Option<&pb::Caller>) -> Result<(), Error> {
+        let caller = caller.unwrap();
+        if self.instances.get(&caller.client) > Some(&caller.instance) {
+            return Err(Error::new(ErrorCode::Superseded, "there is a later one"));
+        }
+        Ok(())
+    }
+
     pub(crate) fn forget_faults(&mut self) {
         self.faults.clear();
     }
@@ -239,6 +256,7 @@ impl State {
             self.sessions.remove(&request.session);
         }
         self.ends.push((request.inode, request.end));
+        let stored = self.stored.get(&request.inode).copied().unwrap_or_default();
         let attr = self.file(request.inode)?;
         if let Some(end) = request.end
             && request.truncate_epoch == attr.truncate_epoch
@@ -249,6 +267,9 @@ impl State {
             attr.mtime = request.mtime;
         }
         attr.sparse |= request.sparse;
+        if request.settle {
+            attr.size = attr.size.max(stored);
+        }
         Ok(Response::new(pb::AttrReply { attr: Some(*attr) }))
     }
 }
@@ -288,6 +309,9 @@ impl Metadata for FakeMeta {
 
     async fn attach(&self, request: Request<pb::AttachRequest>) -> Reply<pb::AttachReply> {
         let mut state = self.state.lock();
+        let caller = request.get_ref().caller.clone().unwrap();
+        state.check_instance(Some(&caller))?;
+        state.instances.insert(caller.client, caller.instance);
         state.attached += 1;
         state.locks.attached(request.get_ref().caller.as_ref());
         let root = state.files.get(&1).copied();
@@ -305,6 +329,9 @@ impl Metadata for FakeMeta {
         request: Request<pb::KeepAliveRequest>,
     ) -> Reply<pb::KeepAliveReply> {
         let mut state = self.state.lock();
+        let caller = request.get_ref().caller.as_ref();
+        state.check_instance(caller)?;
+        state.acknowledged = caller.unwrap().acknowledged;
         let forgotten = std::mem::take(&mut state.forgotten);
         let sessions_lost = forgotten || state.locks.forgot(request.get_ref().caller.as_ref());
         Ok(Response::new(pb::KeepAliveReply {
@@ -414,6 +441,8 @@ impl Metadata for FakeMeta {
         let request = request.into_inner();
         self.change("open", request.caller.as_ref(), |state| {
             state.file(request.inode)?;
+            let uid = request.caller.as_ref().unwrap().uid;
+            state.opens.push((request.inode, uid));
             if request.truncate {
                 state.resize(request.inode, 0)?;
             }

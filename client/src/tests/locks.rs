@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use emberfs_proto::ErrorCode;
-use emberfs_proto::ids::InodeId;
+use emberfs_proto::ids::{ClientId, InodeId};
 use emberfs_proto::locks::Hold;
 
 use crate::testing::*;
-use crate::{Client, LockInfo, LockKind, LockRequest, LockSpace, Result, blocking};
+use crate::{
+    Client, ClientConfig, Identity, LockInfo, LockKind, LockRequest, LockSpace, Result, blocking,
+};
 
 const FILE: InodeId = InodeId(7);
 
@@ -28,6 +30,19 @@ fn flock(owner: u64, kind: LockKind) -> LockRequest {
         space: LockSpace::Flock,
         ..posix(owner, kind, 0, 0)
     }
+}
+
+/// A process of one and the same client.
+async fn process(cluster: &Cluster, instance: u32) -> Client {
+    let identity = Identity {
+        client: ClientId(9),
+        instance,
+    };
+    let config = ClientConfig {
+        identity: Some(identity),
+        ..cluster.config()
+    };
+    Client::connect(config).await.unwrap()
 }
 
 fn waiting(client: &Client, request: LockRequest) -> tokio::task::JoinHandle<Result<()>> {
@@ -120,7 +135,7 @@ async fn a_waiting_call_returns_when_the_lock_is_free() {
 async fn a_wait_that_outlasts_a_request_goes_on() {
     let cluster = Cluster::start().await;
     let a = cluster.client().await;
-    let impatient = crate::ClientConfig {
+    let impatient = ClientConfig {
         io_timeout: Some(Duration::from_millis(300)),
         ..cluster.config()
     };
@@ -338,4 +353,64 @@ fn the_blocking_client_locks() {
     client.release_locks(FILE, 1, LockSpace::Posix).unwrap();
     assert_eq!(client.test_lock(FILE, other), Ok(None));
     client.shutdown();
+}
+
+#[tokio::test]
+async fn a_later_process_has_the_locks_of_the_earlier_one() {
+    let cluster = Cluster::start().await;
+    let (first, other) = (process(&cluster, 1).await, cluster.client().await);
+    let append = LockRequest {
+        space: LockSpace::Append,
+        ..flock(0, LockKind::Exclusive)
+    };
+    let elsewhere = InodeId(8);
+    for (inode, request) in [
+        (FILE, posix(1, LockKind::Exclusive, 10, 19)),
+        (FILE, posix(2, LockKind::Shared, 30, 39)),
+        (FILE, append),
+        (elsewhere, flock(3, LockKind::Exclusive)),
+    ] {
+        first.set_lock(inode, request, false).await.unwrap();
+    }
+    let theirs = posix(5, LockKind::Exclusive, 50, 59);
+    other.set_lock(FILE, theirs, false).await.unwrap();
+    let wait = waiting(&first, posix(4, LockKind::Exclusive, 50, 59));
+    queued(&cluster, 1).await;
+
+    let second = process(&cluster, 2).await;
+    assert_eq!(second.resume_locks().await.unwrap(), [FILE]);
+    queued(&cluster, 0).await;
+    let error = wait.await.unwrap().unwrap_err();
+    // Or its keep-alive heard of it first, and stopped it.
+    let told = [ErrorCode::Superseded, ErrorCode::Unavailable];
+    assert!(told.contains(&error.code), "{error}");
+    // As if it had taken them itself: unlocked, released at close, reclaimed.
+    let part = posix(1, LockKind::Unlock, 10, 14);
+    second.set_lock(FILE, part, false).await.unwrap();
+    assert_eq!(held(&cluster, 1), [(15, 19, Hold::Exclusive)]);
+    second
+        .release_locks(FILE, 2, LockSpace::Posix)
+        .await
+        .unwrap();
+    assert!(held(&cluster, 2).is_empty());
+    second
+        .release_locks(FILE, 0, LockSpace::Append)
+        .await
+        .unwrap();
+    assert!(held(&cluster, 0).is_empty());
+    cluster.meta.restart_locks();
+    eventually("what is left is reclaimed", || {
+        held(&cluster, 1).len() == 1 && held(&cluster, 3).len() == 1
+    })
+    .await;
+    assert_eq!(calls(&cluster, "resume_locks"), 2, "a page for each file");
+}
+
+#[tokio::test]
+async fn a_client_without_locks_takes_over_none() {
+    let cluster = Cluster::start().await;
+    let client = process(&cluster, 2).await;
+    assert_eq!(client.resume_locks().await.unwrap(), []);
+    let lock = flock(1, LockKind::Exclusive);
+    client.set_lock(FILE, lock, false).await.unwrap();
 }

@@ -1,5 +1,8 @@
 //! The pure write buffer against its promises.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::*;
 use emberfs_proto::ErrorCode;
 use emberfs_proto::ids::{ChainTableId, ChainTableVersion};
@@ -28,7 +31,7 @@ fn contents(run: &Run) -> Vec<u8> {
 
 #[test]
 fn sequential_writes_become_one_run_per_chunk() {
-    let mut buffers = Buffers::new(layout());
+    let mut buffers = Buffers::new(layout(), false);
     for i in 0..16u32 {
         let ready = buffers.add(0, i * 4096, bytes(4096, i as u8), None);
         assert_eq!(ready, i == 15, "only a full chunk goes by itself");
@@ -48,7 +51,7 @@ fn sequential_writes_become_one_run_per_chunk() {
 
 #[test]
 fn writes_that_do_not_continue_keep_their_order() {
-    let mut buffers = Buffers::new(layout());
+    let mut buffers = Buffers::new(layout(), false);
     assert!(!buffers.add(0, 0, bytes(100, 1), None));
     assert!(
         buffers.add(0, 50, bytes(100, 2), None),
@@ -72,7 +75,7 @@ fn writes_that_do_not_continue_keep_their_order() {
 #[test]
 fn the_size_hint_tells_small_files_from_growing_ones() {
     let hint = |index: u32, len: u32, why: Why| {
-        let mut buffers = Buffers::new(layout());
+        let mut buffers = Buffers::new(layout(), false);
         buffers.add(index, 0, bytes(len, 0), None);
         buffers.seal(index, why);
         buffers.next(index).unwrap().size_hint
@@ -85,7 +88,7 @@ fn the_size_hint_tells_small_files_from_growing_ones() {
 
 #[test]
 fn a_read_waits_only_for_its_own_chunks() {
-    let mut buffers = Buffers::new(layout());
+    let mut buffers = Buffers::new(layout(), false);
     buffers.add(0, 0, bytes(10, 1), None);
     buffers.add(5, 0, bytes(10, 1), None);
     assert_eq!(buffers.seal_range(1, 4), (vec![], 0));
@@ -103,7 +106,7 @@ fn a_read_waits_only_for_its_own_chunks() {
 
 #[test]
 fn a_hurried_chunk_gathers_while_its_worker_is_busy() {
-    let mut buffers = Buffers::new(layout());
+    let mut buffers = Buffers::new(layout(), false);
     buffers.add(0, 0, bytes(10, 1), None);
     assert_eq!(buffers.hurry(Instant::now()), vec![0]);
     let first = buffers.next(0).unwrap();
@@ -117,7 +120,7 @@ fn a_hurried_chunk_gathers_while_its_worker_is_busy() {
 
 #[test]
 fn a_truncate_drops_what_lies_beyond_and_nothing_else() {
-    let mut buffers = Buffers::new(layout());
+    let mut buffers = Buffers::new(layout(), false);
     buffers.add(0, 0, bytes(1000, 1), None);
     buffers.add(2, 0, bytes(1000, 2), None);
     buffers.add(2, 5000, bytes(1000, 3), None);
@@ -141,7 +144,7 @@ fn a_truncate_drops_what_lies_beyond_and_nothing_else() {
 
 #[test]
 fn a_failure_is_counted_and_the_next_run_goes_on() {
-    let mut buffers = Buffers::new(layout());
+    let mut buffers = Buffers::new(layout(), false);
     buffers.add(0, 0, bytes(10, 1), None);
     buffers.seal_all(Why::Flush);
     let run = buffers.next(0).unwrap();
@@ -149,6 +152,52 @@ fn a_failure_is_counted_and_the_next_run_goes_on() {
     assert_eq!(buffers.failures().0, 1);
     assert_eq!(buffers.watermark(), run.number);
     assert_eq!(buffers.end(), 0);
+}
+
+/// Bytes that count their end.
+struct Counted(Vec<u8>, Arc<AtomicUsize>);
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.1.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn kept_pieces_live_as_long_as_any_part_of_them_waits() {
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let counted = |len: usize| Bytes::from_owner(Counted(vec![1; len], dropped.clone()));
+    let gone = || dropped.load(Ordering::Relaxed);
+    let mut buffers = Buffers::new(layout(), true);
+    for at in [0, 100, 200] {
+        buffers.add(0, at, counted(100), None);
+    }
+    // One that spans two chunks.
+    let mut spans = counted(200);
+    let second = spans.split_off(100);
+    buffers.add(0, CHUNK - 100, spans, None);
+    buffers.add(1, 0, second, None);
+    assert_eq!(gone(), 0);
+    buffers.discard_from(u64::from(CHUNK));
+    assert_eq!(gone(), 0, "its first half is below");
+    buffers.discard_from(150);
+    assert_eq!(gone(), 2, "the third piece, and the one of two chunks");
+    buffers.seal_all(Why::Flush);
+    let run = buffers.next(0).unwrap();
+    assert_eq!((run.len, contents(&run).len(), gone()), (150, 150, 2));
+    buffers.done(0, run.number, None);
+    drop(run);
+    assert_eq!(gone(), 4);
+
+    let mut buffers = Buffers::new(layout(), false);
+    buffers.add(0, 0, counted(100), None);
+    assert_eq!(gone(), 5, "copied and dropped, unless kept");
 }
 
 proptest! {
@@ -159,7 +208,7 @@ proptest! {
         seals in proptest::collection::vec(any::<bool>(), 40),
     ) {
         let layout = layout();
-        let mut buffers = Buffers::new(layout);
+        let mut buffers = Buffers::new(layout, false);
         let mut model = vec![0u8; 8 * CHUNK as usize];
         let mut replica = model.clone();
         let mut drain = |buffers: &mut Buffers| {
