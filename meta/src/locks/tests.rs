@@ -263,3 +263,56 @@ async fn a_list_pages_by_file() {
     assert_eq!(inodes(locks.list(InodeId(5), 3)), (vec![9, 9], true));
     assert_eq!(inodes(locks.list(InodeId(9), 3)), (vec![], true));
 }
+
+#[tokio::test]
+async fn what_a_client_holds_is_told_file_by_file() {
+    let locks = locks();
+    let mut ticket = 0;
+    for inode in [3, 1, 2] {
+        for number in [2, 1] {
+            for space in [LockSpace::Posix, LockSpace::Append] {
+                ticket += 1;
+                let wish = Wish {
+                    place: Place {
+                        inode: InodeId(inode),
+                        space,
+                    },
+                    owner: Owner { client: A, number },
+                    range: Range {
+                        span: Span::WHOLE,
+                        hold: Hold::Shared,
+                        pid: 0,
+                    },
+                };
+                locks.request(claim(A, ticket), &wish, None).await.unwrap();
+            }
+        }
+    }
+    ask(&locks, B, 1, None).await.unwrap();
+    let (mut after, mut told) = (InodeId(0), Vec::new());
+    loop {
+        let page = locks.resume(A, ticket + 1, after, 3).unwrap();
+        assert_eq!(
+            (page.tenure, page.held.len()),
+            (1, 4),
+            "a file is not split"
+        );
+        after = page.held[3].0.inode;
+        told.extend(
+            page.held
+                .iter()
+                .map(|(place, owner, _)| (place.inode.0, owner.number)),
+        );
+        if !page.more {
+            break;
+        }
+    }
+    assert_eq!(told.len(), 12);
+    assert!(told.is_sorted_by_key(|(inode, _)| *inode));
+    let late = locks.request(claim(A, ticket), &exclusive(A), None).await;
+    assert_eq!(
+        late,
+        Ok(LockState::Superseded),
+        "of an owner that was not seen before, too"
+    );
+}

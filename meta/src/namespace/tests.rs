@@ -14,6 +14,7 @@ mod posix;
 mod races;
 mod rename;
 mod sessions;
+mod takeover;
 mod tree;
 mod unnamed;
 mod xattr;

@@ -1,6 +1,7 @@
 //! Both ends over a real loopback socket.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -218,6 +219,101 @@ async fn a_dead_peer_is_unreachable_and_found_again_when_it_returns() {
     stop.send(true).unwrap();
     task.await.unwrap();
     assert_eq!(ask().await.unwrap_err().code, ErrorCode::Unreachable);
+}
+
+/// Holds every request until it is let go.
+struct Slow {
+    begun: std::sync::atomic::AtomicUsize,
+    ended: std::sync::atomic::AtomicUsize,
+    go: tokio::sync::Semaphore,
+}
+
+impl Service for Slow {
+    async fn handle(&self, request: Incoming) -> Result<Outgoing> {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        self.go.acquire().await.unwrap().forget();
+        self.ended.fetch_add(1, Ordering::SeqCst);
+        Ok(Outgoing::new(&decode::<pb::ErrorBody>(request.body)?))
+    }
+}
+
+fn process(instance: u32) -> PeerPool {
+    let identity = Identity {
+        cluster: None,
+        client: ClientId(5),
+        instance,
+    };
+    PeerPool::new(identity, 1)
+}
+
+#[tokio::test]
+async fn what_an_earlier_process_left_in_the_socket_is_never_carried_out() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    let (_stop, stopped) = watch::channel(false);
+    // The second request waits for the first, the third behind it in the socket.
+    let limits = Limits {
+        requests_per_connection: 1,
+        ..Limits::default()
+    };
+    let service = Arc::new(Slow {
+        begun: 0.into(),
+        ended: 0.into(),
+        go: tokio::sync::Semaphore::new(0),
+    });
+    let grace = Duration::from_millis(100);
+    tokio::spawn(serve(
+        listener,
+        HOST,
+        limits,
+        service.clone(),
+        stopped,
+        grace,
+    ));
+    let begun = || service.begun.load(Ordering::SeqCst);
+    let ended = || service.ended.load(Ordering::SeqCst);
+
+    let first = process(1).peer(&addr);
+    let writes: Vec<_> = (0..3u8)
+        .map(|i| {
+            let first = first.clone();
+            let write = call("old", Bytes::from(vec![i; 100_000]), Landing::None);
+            tokio::spawn(async move { first.call(write).await })
+        })
+        .collect();
+    while begun() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let second = process(2).peer(&addr);
+    let next = tokio::spawn({
+        let second = second.clone();
+        async move { second.call(call("new", Bytes::new(), Landing::None)).await }
+    });
+    // The earlier process hears that its connection is gone, or has no answer.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(
+        (begun(), ended()),
+        (1, 0),
+        "HELLO waits for what is in progress"
+    );
+    service.go.add_permits(10);
+    next.await.unwrap().unwrap();
+    for write in writes {
+        assert!(write.await.unwrap().is_err());
+    }
+    assert_eq!((begun(), ended()), (2, 2), "one of each");
+    let late = first.call(call("late", Bytes::new(), Landing::None)).await;
+    assert_eq!(late.unwrap_err().code, ErrorCode::Superseded);
+    let another = process(1).peer(&addr);
+    let late = another
+        .call(call("late", Bytes::new(), Landing::None))
+        .await;
+    assert_eq!(late.unwrap_err().code, ErrorCode::Superseded);
+    assert_eq!(begun(), 2);
+    second
+        .call(call("new", Bytes::new(), Landing::None))
+        .await
+        .unwrap();
 }
 
 fn header(opcode: Opcode, body_len: u32) -> Header {

@@ -111,6 +111,126 @@ async fn copies_that_run_at_once_have_one_effect() {
     assert_eq!((summary.inodes, summary.sessions), (2, 1));
 }
 
+/// Makes a request with a copy beside it and another one after it; answers what all three were told.
+macro_rules! thrice {
+    ($f:ident.$method:ident($request:expr)) => {{
+        let request = $request;
+        let copies = tokio::join!(
+            $f.ns.$method(request.clone()),
+            $f.ns.$method(request.clone())
+        );
+        let answer = copies.0.expect(stringify!($method));
+        assert_eq!(copies.1.as_ref(), Ok(&answer), stringify!($method));
+        let later = $f.ns.$method(request).await;
+        assert_eq!(later.as_ref(), Ok(&answer), stringify!($method));
+        answer
+    }};
+}
+
+#[tokio::test]
+async fn every_change_may_be_repeated_while_it_is_made_and_after() {
+    let f = Fixture::new();
+    let dir = f.mkdir(ROOT, "dir").await.inode;
+    let file = f.file(dir, "file").await.inode;
+    let (parent, inode, mode) = (dir, file, 0o644);
+    let name = |name: &str| pb::NameRequest {
+        parent,
+        ..f.named(dir, name)
+    };
+    thrice!(f.mkdir(pb::MkdirRequest {
+        caller: f.root(),
+        parent,
+        name: bytes("sub"),
+        mode,
+        ..Default::default()
+    }));
+    thrice!(f.symlink(pb::SymlinkRequest {
+        caller: f.root(),
+        parent,
+        name: bytes("symlink"),
+        target: bytes("x"),
+    }));
+    thrice!(f.mknod(pb::MknodRequest {
+        caller: f.root(),
+        parent,
+        name: bytes("fifo"),
+        kind: pb::FileKind::Fifo.into(),
+        mode,
+        ..Default::default()
+    }));
+    let linked = thrice!(f.link(pb::LinkRequest {
+        caller: f.root(),
+        inode,
+        parent,
+        name: bytes("link"),
+    }));
+    assert_eq!(linked.attr.unwrap().nlink, 2);
+    assert_eq!(f.attr(file).await.unwrap().nlink, 2);
+    thrice!(f.rename(pb::RenameRequest {
+        caller: f.root(),
+        parent,
+        name: bytes("link"),
+        new_parent: dir,
+        new_name: bytes("renamed"),
+        no_replace: true,
+        exchange: false,
+    }));
+    thrice!(f.unlink(name("renamed")));
+    thrice!(f.rmdir(name("sub")));
+    thrice!(f.set_xattr(pb::SetXattrRequest {
+        caller: f.root(),
+        inode,
+        name: bytes("user.a"),
+        value: bytes("b"),
+        create: true,
+        replace: false,
+    }));
+    thrice!(f.remove_xattr(pb::XattrRequest {
+        caller: f.root(),
+        inode,
+        name: bytes("user.a"),
+    }));
+    thrice!(f.setattr(pb::SetAttrRequest {
+        caller: f.root(),
+        inode,
+        size: Some(7),
+        mtime_now: true,
+        ..Default::default()
+    }));
+    assert_eq!(f.names(dir).await, ["fifo", "file", "symlink"]);
+
+    let sessions = f.summary().await.sessions;
+    thrice!(f.create(pb::CreateRequest {
+        caller: f.root(),
+        parent,
+        name: bytes("new"),
+        mode,
+        exclusive: true,
+        write: true,
+        ..Default::default()
+    }));
+    thrice!(f.create_unnamed(pb::CreateUnnamedRequest {
+        caller: f.root(),
+        parent,
+        mode,
+        ..Default::default()
+    }));
+    for truncate in [false, true] {
+        thrice!(f.open_inode(pb::OpenRequest {
+            caller: f.root(),
+            inode,
+            read: true,
+            write: true,
+            truncate,
+        }));
+    }
+    let summary = f.summary().await;
+    assert_eq!(summary.sessions, sessions + 4, "one for each");
+    assert_eq!(summary.write_sessions, 4);
+    thrice!(f.remove_tree(f.named(ROOT, "dir")));
+    assert!(f.names(ROOT).await.is_empty());
+}
+
 #[tokio::test]
 async fn numbers_are_required_and_belong_to_one_operation() {
     let f = Fixture::new();

@@ -304,3 +304,75 @@ async fn clients_that_never_lock_or_have_left_are_not_waited_for() {
     let b = Locker::new(&f, 3).await;
     assert_eq!(b.lock(&f, file).await, Ok(LockState::Granted));
 }
+
+fn resume(client: &Locker, f: &Fixture) -> pb::ResumeLocksRequest {
+    let caller = f.client(client.id, 0);
+    let ticket = caller.as_ref().unwrap().request;
+    pb::ResumeLocksRequest {
+        caller,
+        ticket,
+        after: 0,
+    }
+}
+
+#[tokio::test]
+async fn a_later_process_is_told_what_its_client_holds_and_late_requests_are_refused() {
+    let f = Fixture::new();
+    let file = f.file(ROOT, "a").await.inode;
+    let other = f.file(ROOT, "b").await.inode;
+    let (a, b) = (Locker::new(&f, 2).await, Locker::new(&f, 3).await);
+    a.lock(&f, file).await.unwrap();
+    b.lock(&f, other).await.unwrap();
+    let waits = a.request(&f, other, Some(0));
+    let waiting = f.ns.lock(waits.clone()).await.unwrap();
+    assert_eq!(waiting.state(), LockState::Waiting);
+    let late = a.request(&f, 1, None);
+
+    let told = f.ns.resume_locks(resume(&a, &f)).await.unwrap();
+    let held = pb::OwnerLocks {
+        owner: Some(Locker::owner(file)),
+        ticket: 0,
+        ranges: vec![Locker::range()],
+    };
+    assert_eq!(
+        (told.tenure, told.owners, told.end),
+        (a.tenure, vec![held], true)
+    );
+    assert!(all(&f).await.locks.iter().all(|lock| !lock.waiting));
+    for request in [waits, late] {
+        let reply = f.ns.lock(request).await.unwrap();
+        assert_eq!(reply.state(), LockState::Superseded);
+    }
+    assert_eq!(b.unlock(&f, other).await, Ok(LockState::Granted));
+    assert_eq!(a.lock(&f, other).await, Ok(LockState::Granted));
+    assert_eq!(a.unlock(&f, file).await, Ok(LockState::Granted));
+    let fresh = Locker::attach(&f, 4).await;
+    let nothing = f.ns.resume_locks(resume(&fresh, &f)).await.unwrap();
+    assert_eq!((nothing.tenure, nothing.end), (0, true));
+    let stranger = Locker { id: 9, tenure: 0 };
+    assert_eq!(
+        code(f.ns.resume_locks(resume(&stranger, &f)).await),
+        NoTenure
+    );
+}
+
+#[tokio::test]
+async fn locks_that_only_the_earlier_process_knew_are_lost_with_a_restart_and_keep_nobody_waiting()
+{
+    let f = Fixture::new();
+    let file = f.file(ROOT, "a").await.inode;
+    let (a, b) = (Locker::new(&f, 2).await, Locker::new(&f, 3).await);
+    a.lock(&f, file).await.unwrap();
+    let f = f.restart();
+    let a = Locker {
+        tenure: a.tenure,
+        ..Locker::attach(&f, 2).await
+    };
+    b.reclaim(&f, file).await.unwrap();
+    assert_eq!(code(b.lock(&f, file).await), Unavailable);
+    assert_eq!(code(f.ns.resume_locks(resume(&a, &f)).await), LockLost);
+    let told = f.ns.resume_locks(resume(&a, &f)).await.unwrap();
+    assert_eq!((told.tenure, told.owners.len()), (a.tenure, 0));
+    let again = Locker::new(&f, 3).await;
+    assert_eq!(again.lock(&f, file).await, Ok(LockState::Granted));
+}
