@@ -108,6 +108,11 @@ impl ChunkIo {
         Patience::new(self.limit, &self.stop)
     }
 
+    /// Connects to a server, if there is no connection.
+    pub(crate) async fn greet(&self, addr: &str, deadline: Instant) -> Result<()> {
+        self.peers.peer(addr).greet(deadline).await
+    }
+
     /// Forgets peers that the map does not name any more.
     pub(crate) fn prune(&self, map: &ClusterMap) {
         self.peers

@@ -94,7 +94,7 @@ pub use locks::{LockInfo, LockKind, LockRequest, LockSpace};
 pub use open_file::File;
 pub use ops::{CreateFlags, NewMode, OpenFlags, RenameFlags, SetAttr, TimeSet, XattrFlags};
 pub use read_many::ReadItem;
-pub use request_scope::{RequestLog, RequestScope};
+pub use request_scope::{RequestLog, RequestScope, VERBS};
 pub use seek::Whence;
 pub use stats::Stats;
 pub use watch::CacheEvent;

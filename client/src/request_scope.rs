@@ -18,14 +18,31 @@ use crate::numbers::{Numbered, Numbers};
 
 /// Where the numbers of one request of a caller are written down.
 ///
-/// A verb is that of the metadata service: `create`, `create_unnamed`, `open`, `mkdir`, `symlink`, `mknod`, `link`,
-/// `unlink`, `rmdir`, `remove_tree`, `rename`, `set_attr`, `set_xattr`, `remove_xattr`.
+/// A verb is one of [`VERBS`].
 pub trait RequestLog: Send + Sync {
     /// The number under which an earlier process made this change for the same request, if it did.
     fn earlier(&self, verb: &'static str) -> Option<u64>;
     /// A number was drawn for this change, which is sent only after this returns.
     fn drawn(&self, verb: &'static str, number: u64);
 }
+
+/// Changes that are made exactly once, as the metadata service names them.
+pub const VERBS: [&str; 14] = [
+    "create",
+    "create_unnamed",
+    "open",
+    "mkdir",
+    "symlink",
+    "mknod",
+    "link",
+    "unlink",
+    "rmdir",
+    "remove_tree",
+    "rename",
+    "set_attr",
+    "set_xattr",
+    "remove_xattr",
+];
 
 tokio::task_local! {
     static CURRENT: Arc<Scope>;
@@ -34,13 +51,15 @@ tokio::task_local! {
 struct Scope {
     log: Arc<dyn RequestLog>,
     numbers: Arc<Numbers>,
+    /// Numbers of an earlier process that may be used yet.
+    earlier: Vec<Numbered>,
     /// Numbers in use until the scope is dropped.
     used: Mutex<Vec<Numbered>>,
 }
 
 impl Drop for Scope {
     fn drop(&mut self) {
-        for numbered in self.used.get_mut() {
+        for numbered in self.earlier.iter().chain(self.used.get_mut().iter()) {
             self.numbers.repeated(numbered.number);
         }
     }
@@ -64,28 +83,31 @@ pub(crate) fn number(numbers: &Arc<Numbers>, verb: &'static str) -> Numbered {
         return numbers.draw();
     };
     let mut used = scope.used.lock();
-    let earlier = scope.log.earlier(verb);
-    let fresh = |number: &u64| used.iter().all(|numbered| numbered.number != *number);
-    let number = match earlier.filter(fresh) {
-        Some(number) => number,
+    let unused = |number: &u64| used.iter().all(|numbered| numbered.number != *number);
+    let numbered = match scope.log.earlier(verb).filter(unused) {
+        Some(number) => numbers.repeat(number),
         None => {
             let drawn = numbers.draw();
-            let number = drawn.number;
-            used.push(drawn);
-            scope.log.drawn(verb, number);
-            return numbers.repeat(number);
+            scope.log.drawn(verb, drawn.number);
+            drawn
         }
     };
-    used.push(numbers.repeat(number));
+    let number = numbered.number;
+    used.push(numbered);
     numbers.repeat(number)
 }
 
 impl Client {
     /// For one request of a caller.
     pub fn request_scope(&self, log: Arc<dyn RequestLog>) -> RequestScope {
+        let numbers = self.core.meta.numbers().clone();
+        // From now on, whenever it gets so far: others may release all that is held meanwhile.
+        let earlier = VERBS.iter().filter_map(|verb| log.earlier(verb));
+        let earlier = earlier.map(|number| numbers.repeat(number)).collect();
         RequestScope(Arc::new(Scope {
             log,
-            numbers: self.core.meta.numbers().clone(),
+            numbers,
+            earlier,
             used: Mutex::default(),
         }))
     }

@@ -3,23 +3,47 @@
 //! The metadata server keeps the sessions of the earlier process until a lease after this one has attached. Until
 //! then whatever was open is opened again here, unlinked files too, whoever may open them now.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use emberfs_proto::ids::InodeId;
+use emberfs_proto::ids::{InodeId, NodeId};
 use emberfs_proto::{Result, pb};
 use futures::StreamExt;
 
 use crate::core::Core;
 use crate::inode_state::InodeState;
 use crate::meta_rpc::{attr_of, rpc};
+use crate::retry::Patience;
 use crate::write_buffer::Why;
 use crate::{Attr, Client, Creds, File, OpenFlags};
 
-/// Files that are flushed at the same time.
+/// Files that are flushed, and servers that are greeted, at the same time.
 const PARALLEL: usize = 16;
+/// Longest wait for all storage servers to shut an earlier process out. They let this one in after ten seconds at the
+/// latest; a dead one leaves the map.
+const SHUT_OUT_LIMIT: Duration = Duration::from_secs(30);
+/// Longest wait for one connection.
+const GREET: Duration = Duration::from_secs(5);
 
 impl Client {
+    /// For a process that acts as a client after another one: afterwards nothing that the earlier process sent to a
+    /// storage server, and that may still lie in a socket, changes a file. The metadata server has shut it out since
+    /// [`Self::connect`]. Before this, a truncation could be undone by an earlier write.
+    ///
+    /// Fails if a server that is alive by the cluster map is not reached within 30 s. It shuts the earlier process out
+    /// when it is reached.
+    pub async fn shut_out_earlier(&self) -> Result<()> {
+        let nodes: Vec<NodeId> = self.map().nodes.keys().copied().collect();
+        let greetings = futures::stream::iter(nodes).map(|node| self.core.greet(node));
+        let mut greetings = greetings.buffer_unordered(PARALLEL);
+        let mut outcome = Ok(());
+        while let Some(greeted) = greetings.next().await {
+            outcome = outcome.and(greeted);
+        }
+        outcome
+    }
+
     /// Opens what an earlier process of this client had open when it died: it is not asked again who may. Requests
     /// through the file are made as `creds`.
     ///
@@ -105,6 +129,27 @@ impl Client {
 }
 
 impl Core {
+    /// Connects to a storage server, or finds that it is dead.
+    async fn greet(&self, id: NodeId) -> Result<()> {
+        let mut patience = Patience::new(Some(SHUT_OUT_LIMIT), &self.stop);
+        loop {
+            let map = self.io.map.current();
+            let Some(node) = map.nodes.get(&id).filter(|node| node.alive) else {
+                return Ok(());
+            };
+            let greeted = self
+                .io
+                .greet(&node.data_addr, patience.attempt(GREET))
+                .await;
+            let Err(error) = greeted else {
+                return Ok(());
+            };
+            let what = || format!("shutting out an earlier process at storage node {id}");
+            let newer = self.io.map.newer(map.version);
+            patience.wait(error, what, newer).await?;
+        }
+    }
+
     /// The attributes of a file that was just opened, with the length that its chunks say.
     async fn settle_length(
         &self,
@@ -127,7 +172,7 @@ impl Core {
     }
 
     /// Stores and reports what was written to a file.
-    async fn leave(self: &std::sync::Arc<Self>, state: &std::sync::Arc<InodeState>) -> Result<()> {
+    async fn leave(self: &Arc<Self>, state: &Arc<InodeState>) -> Result<()> {
         let _gate = state.gate.write().await;
         let before = state.buffers.lock().failures().0;
         self.settle(state, Why::Flush).await;

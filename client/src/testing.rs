@@ -126,7 +126,7 @@ fn map(storage: &FakeStorage, version: u64, down: Option<u32>) -> ClusterMap {
             data_addr: addr,
             admin_addr: String::new(),
             incarnation: IncarnationId(1),
-            alive: true,
+            alive: down != Some(node),
             disks: Vec::new(),
         };
         map.nodes.insert(node.id, node);

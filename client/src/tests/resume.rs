@@ -133,6 +133,43 @@ async fn a_change_is_repeated_under_the_number_of_the_earlier_process() {
 }
 
 #[tokio::test]
+async fn a_scope_keeps_its_number_when_all_others_are_released() {
+    let cluster = Cluster::start().await;
+    let client = process(&cluster, 2).await;
+    let number = FIRST + 7;
+    client.hold_numbers(&[FIRST + 1, number]);
+    let log = Log {
+        earlier: vec![("create", number)],
+        ..Log::default()
+    };
+    let scope = client.request_scope(Arc::new(log));
+    client.release_numbers();
+    acknowledges(&cluster, |upto| upto == number - 1).await;
+    scope.run(create_new(&client, "f")).await.unwrap();
+    assert_eq!(numbers(&cluster, "create"), [number]);
+    drop(scope);
+    acknowledges(&cluster, |upto| upto >= 2 * FIRST).await;
+}
+
+#[tokio::test]
+async fn an_earlier_process_is_shut_out_of_every_storage_server() {
+    let cluster = Cluster::start().await;
+    let first = process(&cluster, 1).await;
+    let file = create(&first, "f").await;
+    let second = process(&cluster, 2).await;
+    second.shut_out_earlier().await.unwrap();
+    // Whether the metadata server's word has reached the first one or not.
+    file.write(0, pattern(1000, 1)).await.unwrap();
+    let error = file.sync().await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Superseded, "{error}");
+    assert!(cluster.storage.writes().is_empty());
+    cluster.storage.kill(2);
+    cluster.next_map_without(2);
+    let third = process(&cluster, 3).await;
+    third.shut_out_earlier().await.unwrap();
+}
+
+#[tokio::test]
 async fn scopes_concern_the_changes_of_their_own_client() {
     let cluster = Cluster::start().await;
     let (one, two) = (process(&cluster, 1).await, cluster.client().await);

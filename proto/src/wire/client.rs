@@ -112,6 +112,12 @@ impl Peer {
         &self.addr
     }
 
+    /// Connects if there is no connection: afterwards the server knows of this process, and has shut earlier ones of the
+    /// same client out.
+    pub async fn greet(&self, deadline: Instant) -> Result<()> {
+        self.connection(deadline).await.map(drop)
+    }
+
     async fn connection(&self, deadline: Instant) -> Result<Arc<Connection>> {
         let slot = &self.slots[self.next.fetch_add(1, Ordering::Relaxed) % self.slots.len()];
         if let Some(connection) = slot.usable() {

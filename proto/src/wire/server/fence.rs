@@ -123,7 +123,7 @@ impl Superseded {
         let instance = *instance;
         if standing.wait_for(|s| s.newest > instance).await.is_err() {
             // The admission, which holds the sender, outlives this.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }
