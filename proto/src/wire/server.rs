@@ -209,7 +209,7 @@ async fn connection(
     let (read, write) = stream.into_split();
     let mut read = BufReader::with_capacity(READ_BUFFER, read);
     let (send, write) = FrameSender::new(write, SEND_QUEUE);
-    let writer = tokio::spawn(write);
+    let mut writer = tokio::spawn(write);
 
     let greeted = tokio::time::timeout(HELLO_TIMEOUT, greet(&mut read, &send, &shared, peer)).await;
     let Greeting {
@@ -289,8 +289,11 @@ async fn connection(
     while requests.join_next().await.is_some() {}
     drop(admission);
     drop(send);
-    // It ends when everything is written, or has failed already.
-    let _ = writer.await;
+    tokio::select! {
+        // It ends when everything is written, or has failed already.
+        _ = &mut writer => {}
+        () = superseded.wait() => writer.abort(),
+    }
     result
 }
 
