@@ -1,11 +1,12 @@
 //! What the handler needs from below. [`emberfs_client::Client`] is the only real one.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use emberfs_client::{
     Allocate, Attr, CacheEvent, Client, CreateFlags, Creds, File, LockInfo, LockRequest, LockSpace,
-    NewMode, OpenFlags, RenameFlags, Result, SetAttr, Whence, XattrFlags,
+    NewMode, OpenFlags, RenameFlags, RequestLog, RequestScope, Result, SetAttr, Whence, XattrFlags,
 };
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::pb;
@@ -168,6 +169,24 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn statfs(&self, creds: &Creds) -> impl Future<Output = Result<pb::StatFsReply>> + Send;
     /// What other machines change, from now on; `None` where nobody can tell.
     fn watch(&self) -> Option<mpsc::Receiver<CacheEvent>>;
+    /// For the changes of one request.
+    fn scope(&self, log: Arc<dyn RequestLog>) -> Option<RequestScope>;
+    /// An earlier process of this client asked under these numbers, and may not have acted on the answers.
+    fn hold_numbers(&self, numbers: &[u64]);
+    /// What is left of those is not asked for again.
+    fn release_numbers(&self);
+    /// From now on no server does anything for an earlier process of this client.
+    fn shut_out_earlier(&self) -> impl Future<Output = Result<()>> + Send;
+    /// Opens what an earlier process of this client has open; `complete`: that one told the servers of all that it wrote.
+    fn resume_file(
+        &self,
+        creds: &Creds,
+        inode: InodeId,
+        flags: OpenFlags,
+        complete: bool,
+    ) -> impl Future<Output = Result<(Attr, Self::File)>> + Send;
+    /// Takes the locks of an earlier process over; the files whose end it has.
+    fn resume_locks(&self) -> impl Future<Output = Result<Vec<InodeId>>> + Send;
     fn shutdown(&self) -> impl Future<Output = ()> + Send;
 }
 
@@ -188,6 +207,8 @@ pub(crate) trait OpenFile: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<()>> + Send;
     /// Where data or a hole begins, at `offset` or after it.
     fn seek(&self, offset: u64, whence: Whence) -> impl Future<Output = Result<u64>> + Send;
+    /// Opens it anew, because the session that it was opened with ends.
+    fn renew(&self) -> impl Future<Output = Result<()>> + Send;
     fn close(self) -> impl Future<Output = Result<()>> + Send;
 }
 
@@ -377,6 +398,40 @@ impl Backend for Client {
         self.statfs(creds).await
     }
 
+    fn scope(&self, log: Arc<dyn RequestLog>) -> Option<RequestScope> {
+        Some(self.request_scope(log))
+    }
+
+    fn hold_numbers(&self, numbers: &[u64]) {
+        self.hold_numbers(numbers);
+    }
+
+    fn release_numbers(&self) {
+        self.release_numbers();
+    }
+
+    async fn shut_out_earlier(&self) -> Result<()> {
+        self.shut_out_earlier().await
+    }
+
+    async fn resume_file(
+        &self,
+        creds: &Creds,
+        inode: InodeId,
+        flags: OpenFlags,
+        complete: bool,
+    ) -> Result<(Attr, File)> {
+        if complete {
+            self.reopen_file(inode, flags, creds).await
+        } else {
+            self.resume_file(inode, flags, creds).await
+        }
+    }
+
+    async fn resume_locks(&self) -> Result<Vec<InodeId>> {
+        self.resume_locks().await
+    }
+
     async fn shutdown(&self) {
         self.shutdown().await;
     }
@@ -405,6 +460,10 @@ impl OpenFile for File {
 
     async fn seek(&self, offset: u64, whence: Whence) -> Result<u64> {
         self.seek(offset, whence).await
+    }
+
+    async fn renew(&self) -> Result<()> {
+        self.renew().await
     }
 
     async fn close(self) -> Result<()> {

@@ -82,8 +82,24 @@ impl fuser::Filesystem for Greeter {
     }
 }
 
+/// So many devices of one mount; without clones they are the same.
+pub(crate) fn several(first: &Arc<OwnedFd>, count: usize) -> Vec<Arc<OwnedFd>> {
+    let mut devices = vec![first.clone()];
+    while devices.len() < count {
+        let device = clone(first).map_or_else(
+            |error| {
+                tracing::debug!(%error, "the device cannot be cloned");
+                first.clone()
+            },
+            Arc::new,
+        );
+        devices.push(device);
+    }
+    devices
+}
+
 /// Another device of the same mount, with a queue of its own for requests that are being served.
-pub(crate) fn clone(device: &OwnedFd) -> io::Result<OwnedFd> {
+fn clone(device: &OwnedFd) -> io::Result<OwnedFd> {
     let fresh = File::options().read(true).write(true).open(FUSE_DEVICE)?;
     let number = u32::try_from(device.as_raw_fd()).map_err(io::Error::other)?;
     // SAFETY: the kernel's FUSE_DEV_IOC_CLONE takes a pointer to the number of an open device, which it only reads.

@@ -12,6 +12,7 @@ mod inodes;
 mod io;
 mod locks;
 mod namespace;
+mod succession;
 #[cfg(test)]
 mod tests;
 mod xattr;
@@ -29,6 +30,7 @@ use parking_lot::RwLock;
 use tokio::sync::mpsc;
 
 use crate::backend::{Backend, OpenFile};
+use crate::takeover::Ledger;
 
 use append::Appends;
 use dirs::DirHandle;
@@ -36,6 +38,7 @@ pub(crate) use dirs::DirItem;
 use inodes::Inodes;
 use io::FileHandle;
 pub(crate) use io::{Opened, Written};
+pub(crate) use succession::Asked;
 
 /// The node number of the mount's root.
 pub(crate) const ROOT_NODE: u64 = 1;
@@ -58,6 +61,8 @@ pub(crate) struct Handler<B: Backend> {
     dirs: RwLock<HashMap<u64, Arc<DirHandle>>>,
     appends: Appends,
     next_handle: AtomicU64,
+    /// What a successor of this process will need to know; `None` if there will be none.
+    ledger: Option<Arc<Ledger>>,
 }
 
 impl<B: Backend> Handler<B> {
@@ -72,7 +77,14 @@ impl<B: Backend> Handler<B> {
             dirs: RwLock::default(),
             appends: Appends::default(),
             next_handle: AtomicU64::new(1),
+            ledger: None,
         }
+    }
+
+    /// Notes in `ledger` what a successor of this process will need to know.
+    pub(crate) fn with_ledger(mut self, ledger: Arc<Ledger>) -> Self {
+        self.ledger = Some(ledger);
+        self
     }
 
     fn inode(&self, node: u64) -> InodeId {

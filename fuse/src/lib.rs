@@ -28,12 +28,14 @@ mod preflight;
 mod protocol;
 mod ring;
 mod server;
+mod takeover;
 #[cfg(test)]
 mod testing;
 mod unmount;
 
 pub use mount::{Mounted, mount};
 pub use options::{MountOptions, Transport};
+pub use takeover::{Keeper, Replace, work};
 pub use unmount::unmount;
 
 /// The file system type that the kernel shows in `mount` and `/proc/self/mountinfo`.

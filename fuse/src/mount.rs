@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::backend::Backend;
+use crate::classic::End;
 use crate::handler::Handler;
 use crate::server::{Gate, MAX_IN_FLIGHT, Parts};
 use crate::{MountOptions, Transport, classic, device, mountinfo, preflight, ring};
@@ -21,7 +22,7 @@ use crate::{MountOptions, Transport, classic, device, mountinfo, preflight, ring
 mod tests;
 
 /// How long requests that outlive an unmount may take before what they hold is closed anyway.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Mounts the cluster of `client` at `mountpoint` and serves it on the current tokio runtime, which
 /// must have worker threads. Errors are one line each: what is wrong, where, what to do.
@@ -109,7 +110,7 @@ impl Drop for Mounted {
 }
 
 /// Takes the mount out of the tree without waiting for its users.
-fn detach(path: &Path) {
+pub(crate) fn detach(path: &Path) {
     let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
     if let Err(errno) = rustix::mount::unmount(path, flags) {
         tracing::debug!(mountpoint = %path.display(), %errno, "cannot be detached");
@@ -161,7 +162,7 @@ async fn mount_with<B: Backend>(
             format!("mounting ended early: {error}"),
         ))
     })?;
-    let ended = start(&path, serve)?;
+    let ended = start_thread(&path, serve).inspect_err(|_| detach(&path))?;
     tracing::info!(mountpoint = %path.display(), ?transport, "mounted");
     let keeper = tokio::spawn(keep(path.clone(), handler, gate, ended));
     Ok(Mounted {
@@ -173,7 +174,7 @@ async fn mount_with<B: Backend>(
 }
 
 /// Serves a mount until it is gone; blocks.
-type Serve = Box<dyn FnOnce() -> std::io::Result<()> + Send>;
+type Serve = Box<dyn FnOnce() -> std::io::Result<End> + Send>;
 
 /// Mounts with the first transport that can be had; the last one's error counts.
 fn attach<B: Backend>(
@@ -186,7 +187,7 @@ fn attach<B: Backend>(
     for &transport in candidates {
         let attached: Result<Serve> = match transport {
             Transport::Ring => ring::Session::attach(parts, path, options)
-                .map(|session| Box::new(move || session.run()) as Serve),
+                .map(|session| Box::new(move || session.run().map(|()| End::Unmounted)) as Serve),
             Transport::Auto | Transport::Classic => classic::Session::attach(parts, path, options)
                 .map(|session| Box::new(move || session.run()) as Serve),
         };
@@ -201,7 +202,10 @@ fn attach<B: Backend>(
     Err(refused)
 }
 
-async fn resolve_root<B: Backend>(backend: &B, options: &MountOptions) -> Result<InodeId> {
+pub(crate) async fn resolve_root<B: Backend>(
+    backend: &B,
+    options: &MountOptions,
+) -> Result<InodeId> {
     let Some(subdir) = &options.subdir else {
         return Ok(backend.root());
     };
@@ -223,14 +227,16 @@ async fn resolve_root<B: Backend>(backend: &B, options: &MountOptions) -> Result
 }
 
 /// Starts the device threads; the receiver learns how they ended.
-fn start(path: &Path, serve: Serve) -> Result<oneshot::Receiver<std::io::Result<()>>> {
+pub(crate) fn start_thread(
+    path: &Path,
+    serve: impl FnOnce() -> std::io::Result<End> + Send + 'static,
+) -> Result<oneshot::Receiver<std::io::Result<End>>> {
     let (end, ended) = oneshot::channel();
     let thread = std::thread::Builder::new().name("emberfs-fuse".to_owned());
     let started = thread.spawn(move || {
         let _ = end.send(serve());
     });
     started.map_err(|error| {
-        detach(path);
         let what = format!("the mount's threads cannot be started ({error}); raise ulimit -u");
         preflight::at(path, ErrorCode::Internal, &what)
     })?;
@@ -242,11 +248,11 @@ async fn keep<B: Backend>(
     path: PathBuf,
     handler: Arc<Handler<B>>,
     gate: Arc<Gate>,
-    ended: oneshot::Receiver<std::io::Result<()>>,
+    ended: oneshot::Receiver<std::io::Result<End>>,
 ) -> Result<()> {
     let outcome = ended.await;
     // A device thread may fail while the mount is still there; nobody would answer any more.
-    let abandoned = !matches!(outcome, Ok(Ok(())));
+    let abandoned = !matches!(outcome, Ok(Ok(_)));
     if abandoned {
         detach(&path);
     }
@@ -257,7 +263,7 @@ async fn keep<B: Backend>(
     handler.finish().await;
     tracing::info!(mountpoint = %path.display(), "unmounted");
     match outcome {
-        Ok(Ok(())) => Ok(()),
+        Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => {
             let what = format!("was given up: its device failed ({error}); mount it again");
             Err(preflight::at(&path, ErrorCode::Internal, &what))

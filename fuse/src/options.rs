@@ -65,6 +65,9 @@ pub struct MountOptions {
     pub noatime: bool,
     /// `sync`: every write is durable before it returns.
     pub sync: bool,
+    /// `keeper`, `nokeeper`: a small process of its own holds the mount, so that it outlives the one that serves it. Default:
+    /// yes, where that is possible ([`Self::is_kept`]).
+    pub keeper: bool,
     /// `dirsync`: passed to the kernel; changes of names are durable in any case.
     pub dirsync: bool,
 }
@@ -93,6 +96,7 @@ impl Default for MountOptions {
             noatime: false,
             sync: false,
             dirsync: false,
+            keeper: true,
         }
     }
 }
@@ -116,6 +120,8 @@ const FLAGS: &[&str] = &[
     "sync",
     "async",
     "dirsync",
+    "keeper",
+    "nokeeper",
 ];
 
 /// Options written `key=value`.
@@ -167,6 +173,13 @@ impl MountOptions {
         Ok(options)
     }
 
+    /// Whether a keeper holds the mount: root mounts it, nothing unmounts it when a process dies, and requests do not travel
+    /// by rings, which the kernel closes with the process that made them.
+    pub fn is_kept(&self) -> bool {
+        let possible = rustix::process::geteuid().is_root() && !self.auto_unmount;
+        self.keeper && possible && self.transport != Transport::Ring
+    }
+
     /// Applies one option, such as `ro` or `threads=8`.
     pub fn apply(&mut self, option: &str) -> Result<()> {
         let (key, value) = match option.split_once('=') {
@@ -211,6 +224,8 @@ impl MountOptions {
             "sync" => self.sync = true,
             "async" => self.sync = false,
             "dirsync" => self.dirsync = true,
+            "keeper" => self.keeper = true,
+            "nokeeper" => self.keeper = false,
             _ => {}
         }
     }

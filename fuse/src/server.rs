@@ -18,10 +18,11 @@ mod respond;
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use emberfs_client::{Creds, Result};
+use emberfs_client::{Creds, RequestScope, Result};
 use tokio::sync::Semaphore;
 
 use crate::backend::Backend;
@@ -75,6 +76,8 @@ pub(crate) struct Server<B: Backend> {
     /// For messages to the kernel that answer no request.
     device: Arc<OwnedFd>,
     caching: Arc<Caching>,
+    /// Requests that an earlier process did not answer get an error.
+    refuse_resent: AtomicBool,
 }
 
 /// A task that ends with this.
@@ -91,6 +94,8 @@ struct Call {
     operation: &'static str,
     node: u64,
     respond: Responder,
+    /// Of a change of names or attributes.
+    scope: Option<RequestScope>,
 }
 
 impl<B: Backend> Server<B> {
@@ -115,7 +120,18 @@ impl<B: Backend> Server<B> {
             waiters: Arc::new(Semaphore::new(waiters)),
             device,
             caching,
+            refuse_resent: AtomicBool::new(false),
         })
+    }
+
+    /// Requests that an earlier process did not answer may be what ended it: they get an error.
+    pub(crate) fn refuse_resent(&self) {
+        self.refuse_resent.store(true, Ordering::Relaxed);
+    }
+
+    /// All those requests have been read.
+    pub(crate) fn resumed(&self) {
+        self.parts.handler.resumed();
     }
 
     /// Follows what other machines change, beside the requests; ends with the mount.
@@ -128,7 +144,8 @@ impl<B: Backend> Server<B> {
 
     /// A message that was read from the device.
     pub(crate) fn message(&self, device: &Arc<OwnedFd>, message: &[u8]) {
-        let Some((head, operation)) = decode_message(message) else {
+        let keep = |number, data: &[u8]| self.parts.handler.keep_bytes(number, data);
+        let Some((head, operation)) = decode_message(message, keep) else {
             let bytes = message.len();
             tracing::warn!(bytes, "a message of the kernel is too short");
             return;
@@ -163,6 +180,14 @@ impl<B: Backend> Server<B> {
                     // If another thread is about to read that request, the kernel sends this one again.
                     respond.send(Reply::error(libc::EAGAIN));
                 }
+            }
+            Some(_) if head.is_resent() && self.refuse_resent.load(Ordering::Relaxed) => {
+                tracing::warn!(
+                    opcode = head.opcode,
+                    node = head.node,
+                    "refused: it may be this request that ended the processes before this one"
+                );
+                respond.send(Reply::error(libc::EIO));
             }
             Some(operation) => self.serve(head, operation, respond),
             // Malformed: dropping the responder says EIO.
@@ -221,11 +246,18 @@ impl<B: Backend> Server<B> {
             operation,
             node,
             respond,
+            scope,
         } = call;
         let pass = self.parts.gate.enter();
         let ticket = self.in_flight.begin(respond.unique(), operation, node);
         self.parts.runtime.spawn(async move {
-            let mut work = pin!(outcome::fenced(operation, node, work));
+            let numbered = async {
+                match &scope {
+                    Some(scope) => scope.run(work).await,
+                    None => work.await,
+                }
+            };
+            let mut work = pin!(outcome::fenced(operation, node, numbered));
             let outcome = tokio::select! {
                 biased;
                 outcome = &mut work => Some(outcome),
@@ -242,6 +274,7 @@ impl<B: Backend> Server<B> {
                 }
             }
             drop((ticket, pass));
+            // And the scope: only now may the numbers of its changes be forgotten.
         });
     }
 
@@ -258,6 +291,7 @@ impl<B: Backend> Server<B> {
             operation,
             node,
             respond,
+            ..
         } = call;
         let Ok(place) = self.waiters.clone().try_acquire_owned() else {
             return respond.send(Reply::error(libc::ENOLCK));

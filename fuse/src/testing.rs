@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bytes::Bytes;
 use emberfs_client::{
     Attr, CacheEvent, CreateFlags, Creds, LockInfo, LockRequest, LockSpace, NewMode, OpenFlags,
-    RenameFlags, Result, SetAttr, TimeSet, XattrFlags,
+    RenameFlags, RequestLog, RequestScope, Result, SetAttr, TimeSet, XattrFlags,
 };
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::pb::{self, FileKind, Time};
@@ -539,6 +539,32 @@ impl Backend for Memory {
         let (sender, receiver) = mpsc::channel(16);
         *self.others.lock() = Some(sender);
         Some(receiver)
+    }
+
+    fn scope(&self, _log: Arc<dyn RequestLog>) -> Option<RequestScope> {
+        None
+    }
+
+    fn hold_numbers(&self, _numbers: &[u64]) {}
+
+    fn release_numbers(&self) {}
+
+    async fn shut_out_earlier(&self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn resume_file(
+        &self,
+        _creds: &Creds,
+        inode: InodeId,
+        _flags: OpenFlags,
+        _complete: bool,
+    ) -> Result<(Attr, MemoryFile)> {
+        Ok((self.attr(inode.0)?, self.file(inode.0)))
+    }
+
+    async fn resume_locks(&self) -> Result<Vec<InodeId>> {
+        Ok(Vec::new())
     }
 
     async fn shutdown(&self) {

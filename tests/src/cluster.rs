@@ -190,6 +190,31 @@ impl TestCluster {
         Pid::from_raw(raw).with_context(|| format!("{}: {text}", path.display()))
     }
 
+    /// The process that serves the mount: its keeper, which has the pid file, has no other child.
+    pub fn mount_worker(&self) -> Result<Pid> {
+        let keeper = self.pid("mount")?.as_raw_nonzero().get().to_string();
+        for entry in fs::read_dir("/proc")? {
+            let path = entry?.path().join("stat");
+            // `pid (name) state parent ...`; a name may hold anything. Processes come and go meanwhile.
+            let stat = fs::read_to_string(&path).unwrap_or_default();
+            let fields = stat.rsplit_once(") ").map(|(_, fields)| fields);
+            if fields.and_then(|fields| fields.split(' ').nth(1)) == Some(&keeper) {
+                let pid = stat.split(' ').next().and_then(|pid| pid.parse().ok());
+                return pid
+                    .and_then(Pid::from_raw)
+                    .context("a process without a number");
+            }
+        }
+        bail!("nobody serves the mount of keeper {keeper}")
+    }
+
+    /// Kills the process that serves the mount, as a crash would.
+    pub fn kill_mount_worker(&self) -> Result<()> {
+        let pid = self.mount_worker()?;
+        rustix::process::kill_process(pid, Signal::KILL)?;
+        wait(DEATH_LIMIT, || Ok(!is_alive(pid))).context("the worker survives")
+    }
+
     /// Every process that has a pid file.
     pub fn pids(&self) -> Vec<Pid> {
         self.names()

@@ -52,6 +52,8 @@ pub(crate) enum Command {
     Mount(MountArgs),
     /// Unmount
     Umount(UmountArgs),
+    /// Serve a mount with this program instead of the process that does, without unmounting: open files go on
+    Takeover(TakeoverArgs),
     /// Show nodes, disks, chains and space; exits with 0 healthy, 1 degraded, 2 broken
     #[command(after_long_help = crate::status::JSON_HELP)]
     Status(FullStatusArgs),
@@ -184,14 +186,23 @@ pub(crate) struct MountArgs {
     pub(crate) mountpoint: PathBuf,
     /// ro, [no]allow_other, auto_unmount, subdir=, fsname=, subtype=, direct_io, sync, dirsync, threads=,
     /// max_background=, read_ahead_kb=, attr_timeout=, entry_timeout=, transport=auto|classic|ring,
-    /// verify=page|transfer, [no]suid, [no]dev, [no]exec, [no]atime
+    /// verify=page|transfer, [no]suid, [no]dev, [no]exec, [no]atime, [no]keeper
     #[arg(short = 'o', value_name = "OPTIONS", allow_hyphen_values = true)]
     pub(crate) options: Vec<String>,
     /// Stay in the foreground and log to standard error
     #[arg(long, short = 'f')]
     pub(crate) foreground: bool,
+    /// Serve a mount that another process holds; standard input leads there
+    #[arg(long, hide = true)]
+    pub(crate) worker: bool,
     #[command(flatten)]
     pub(crate) daemon: DaemonArg,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct TakeoverArgs {
+    /// Where it is mounted
+    pub(crate) mountpoint: PathBuf,
 }
 
 #[derive(Args, Debug)]

@@ -93,6 +93,7 @@ async fn run(cli: Cli) -> Result<Exit> {
         Command::Storage(args) => serve::storage(args).await,
         Command::Mount(args) => mount_cmd::mount(args).await,
         Command::Umount(args) => mount_cmd::umount(args).await,
+        Command::Takeover(args) => mount_cmd::takeover(args).await,
         Command::Status(args) => status::status(cluster, args).await,
         Command::Health(args) => status::health(cluster, args).await,
         Command::Fsck(args) => fsck::fsck(cluster, args).await,

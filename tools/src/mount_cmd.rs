@@ -18,6 +18,10 @@ use crate::process::Process;
 use crate::progress::Progress;
 use crate::serve;
 
+mod kept;
+
+pub(crate) use kept::takeover;
+
 /// How long the first answer through a new mount may take.
 const FIRST_ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// How long a mount in the background may take to come up.
@@ -32,6 +36,12 @@ pub(crate) async fn mount(args: MountArgs) -> Result<Exit> {
     let options = [&[source], args.options.as_slice()].concat().join(",");
     let parsed = MountOptions::parse(&options)?;
     let path = absolute(&args.mountpoint)?;
+    if args.worker {
+        return kept::work(client_config(&args, &parsed), &path, parsed).await;
+    }
+    if parsed.is_kept() && (args.foreground || args.daemon.daemon.is_some()) {
+        return kept::keep(args, &path, parsed).await;
+    }
     if args.foreground || args.daemon.daemon.is_some() {
         return serve_mount(args, &path, parsed).await;
     }
@@ -61,18 +71,21 @@ pub(crate) async fn mount(args: MountArgs) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// The mount process.
-async fn serve_mount(args: MountArgs, path: &Path, options: MountOptions) -> Result<Exit> {
-    let daemon = serve::enter(args.daemon.daemon.as_deref())?;
-    let stop = serve::stop_on_signals()?;
-    // A mount waits for its servers for ever: programs prefer that to an error.
-    let config = ClientConfig {
+/// A mount waits for its servers for ever: programs prefer that to an error.
+fn client_config(args: &MountArgs, options: &MountOptions) -> ClientConfig {
+    ClientConfig {
         meta: args.addr.clone(),
         io_timeout: None,
         verify: options.verify,
         ..ClientConfig::default()
-    };
-    let client = Client::connect(config).await?;
+    }
+}
+
+/// A mount that ends with this process.
+async fn serve_mount(args: MountArgs, path: &Path, options: MountOptions) -> Result<Exit> {
+    let daemon = serve::enter(args.daemon.daemon.as_deref())?;
+    let stop = serve::stop_on_signals()?;
+    let client = Client::connect(client_config(&args, &options)).await?;
     let mounted = emberfs_fuse::mount(client.clone(), path, options).await?;
     first_answer(mounted.path().to_owned()).await?;
     daemon

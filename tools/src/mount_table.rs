@@ -26,6 +26,8 @@ pub(crate) struct MountEntry {
     pub(crate) fs_type: String,
     /// What is mounted.
     pub(crate) source: String,
+    /// Its number, `major:minor`.
+    pub(crate) device: String,
 }
 
 impl MountEntry {
@@ -61,7 +63,8 @@ fn table() -> Result<Vec<u8>> {
 fn parse(table: &[u8]) -> impl Iterator<Item = MountEntry> {
     table.split(|&b| b == b'\n').filter_map(|line| {
         let mut fields = line.split(|&b| b == b' ');
-        let path = unescape(fields.nth(4)?);
+        let device = String::from_utf8_lossy(fields.nth(2)?).into_owned();
+        let path = unescape(fields.nth(1)?);
         let mut rest = fields.skip_while(|&field| field != b"-").skip(1);
         let fs_type = String::from_utf8_lossy(rest.next()?).into_owned();
         let source = rest.next().map(unescape).unwrap_or_default();
@@ -69,6 +72,7 @@ fn parse(table: &[u8]) -> impl Iterator<Item = MountEntry> {
             path: path.into(),
             fs_type,
             source: source.to_string_lossy().into_owned(),
+            device,
         })
     })
 }

@@ -37,6 +37,15 @@ impl Appends {
         self.inodes.lock().entry(inode).or_default().clone()
     }
 
+    /// An earlier process of this mount has the lock.
+    pub(super) fn take_over(&self, inode: u64) {
+        let append = Append {
+            held: tokio::sync::Mutex::new(true),
+            wanted: AtomicBool::new(false),
+        };
+        self.inodes.lock().insert(inode, Arc::new(append));
+    }
+
     fn known(&self, inode: u64) -> Option<Arc<Append>> {
         self.inodes.lock().get(&inode).cloned()
     }
@@ -68,7 +77,7 @@ impl<B: Backend> Handler<B> {
             self.backend.getattr(inode).await?;
         }
         let end = file.file.size();
-        file.file.write(end, data).await?;
+        self.put(file, end, data).await?;
         // Without a watch nobody would say that it is wanted.
         if append.wanted.load(Ordering::Acquire) || !self.inodes.is_watched() {
             self.give_back(file.inode, &append, &mut held).await?;

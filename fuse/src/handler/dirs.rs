@@ -21,8 +21,10 @@ use emberfs_proto::ids::InodeId;
 use emberfs_proto::pb::FileKind;
 use tokio::sync::Mutex;
 
+use super::succession::Noted;
 use super::{Handler, ROOT_NODE, bad_handle};
 use crate::backend::Backend;
+use crate::takeover::DirRecord;
 
 #[cfg(test)]
 mod tests;
@@ -56,9 +58,11 @@ pub(crate) struct DirItem {
 
 /// An open directory.
 pub(super) struct DirHandle {
-    inode: InodeId,
+    pub(super) inode: InodeId,
     /// One reader at a time; the kernel sees to that for one open anyway.
     listing: Mutex<Listing>,
+    /// For a successor of this process.
+    pub(super) noted: Noted<DirRecord>,
 }
 
 struct Fetched {
@@ -90,6 +94,28 @@ impl Default for Listing {
             marks: vec![(0, Bytes::new())],
             page: FIRST_PAGE,
             parent: 0,
+        }
+    }
+}
+
+impl DirHandle {
+    fn new(inode: InodeId) -> Self {
+        Self {
+            inode,
+            listing: Mutex::default(),
+            noted: Noted::default(),
+        }
+    }
+
+    /// As an earlier process left it: names from `position` on come after `name`.
+    pub(super) fn resumed(inode: InodeId, position: u64, name: Bytes) -> Self {
+        let mut listing = Listing::default();
+        if position > 0 {
+            listing.marks.push((position, name));
+        }
+        Self {
+            listing: Mutex::new(listing),
+            ..Self::new(inode)
         }
     }
 }
@@ -136,6 +162,12 @@ impl Listing {
             Some(last) => last.name.clone(),
             None => self.mark(self.start),
         }
+    }
+
+    /// The name before a position in the window or marked.
+    fn before(&self, position: u64) -> Bytes {
+        let inside = position.checked_sub(1).and_then(|before| self.get(before));
+        inside.map_or_else(|| self.mark(position), |entry| entry.name.clone())
     }
 
     fn mark(&self, position: u64) -> Bytes {
@@ -185,16 +217,16 @@ impl Listing {
 impl<B: Backend> Handler<B> {
     pub(crate) fn opendir(&self, node: u64) -> u64 {
         let handle = self.draw_handle();
-        let dir = DirHandle {
-            inode: self.inode(node),
-            listing: Mutex::default(),
-        };
+        let dir = DirHandle::new(self.inode(node));
         self.dirs.write().insert(handle, std::sync::Arc::new(dir));
         handle
     }
 
     pub(crate) fn releasedir(&self, handle: u64) {
-        self.dirs.write().remove(&handle);
+        let removed = self.dirs.write().remove(&handle);
+        if let Some(dir) = removed {
+            self.note_releasedir(&dir.noted);
+        }
     }
 
     /// The entries after `cookie` (0: from the start); none at the end. With `attrs` the kernel
@@ -228,6 +260,7 @@ impl<B: Backend> Handler<B> {
         while position >= listing.end() && !listing.complete {
             self.fetch(creds, &dir, &mut listing).await?;
         }
+        self.note_position(&dir.noted, position, || listing.before(position));
         let mut batch = self.dots(&dir, &listing, cookie);
         while batch.len() < MAX_BATCH {
             let Some(entry) = listing.get(position) else {

@@ -11,17 +11,19 @@ use parking_lot::Mutex;
 
 use super::inodes::Stamp;
 use super::namespace::check_name;
+use super::succession::Noted;
 use super::{Handler, bad_handle};
 use crate::backend::{Backend, OpenFile};
+use crate::takeover::OpenRecord;
 
 /// An open file of the kernel's.
 pub(super) struct FileHandle<F> {
     pub(super) inode: u64,
     pub(super) file: F,
     pub(super) writable: bool,
-    /// O_SYNC or O_DSYNC: a write is durable before it returns. (For the mount option `sync` the
+    /// As of open(2). With O_SYNC or O_DSYNC a write is durable before it returns. (For the mount option `sync` the
     /// kernel sends an fsync after each write.)
-    sync: bool,
+    pub(super) flags: i32,
     /// Writes begun.
     written: AtomicU64,
     /// How many of them were begun before the last successful sync.
@@ -31,12 +33,31 @@ pub(super) struct FileHandle<F> {
     /// The kernel has acted on the open's reply.
     confirmed: AtomicBool,
     /// Who opened it.
-    creds: Creds,
+    pub(super) creds: Creds,
     /// Who has set locks of fcntl(2) through this handle.
     pub(super) lockers: Mutex<BTreeSet<u64>>,
+    /// For a successor of this process.
+    pub(super) noted: Noted<OpenRecord>,
 }
 
 impl<F> FileHandle<F> {
+    /// The first state of an open file.
+    pub(super) fn new(attr: &Attr, file: F, flags: i32, creds: &Creds) -> Self {
+        Self {
+            inode: attr.inode,
+            file,
+            writable: open_flags(flags).write,
+            flags,
+            written: AtomicU64::new(0),
+            synced: AtomicU64::new(0),
+            stamp: Stamp::of(attr),
+            confirmed: AtomicBool::new(false),
+            creds: creds.clone(),
+            lockers: Mutex::default(),
+            noted: Noted::default(),
+        }
+    }
+
     fn is_dirty(&self) -> bool {
         self.written.load(Ordering::Acquire) > self.synced.load(Ordering::Acquire)
     }
@@ -129,28 +150,21 @@ impl<B: Backend> Handler<B> {
         let writable = open_flags(flags).write;
         let verdict = self.inodes.opened(&mut attr, writable);
         let handle = self.draw_handle();
-        let state = FileHandle {
-            inode: attr.inode,
-            file,
-            writable,
-            sync: flags & libc::O_DSYNC != 0,
-            written: AtomicU64::new(0),
-            synced: AtomicU64::new(0),
-            stamp: Stamp::of(&attr),
-            confirmed: AtomicBool::new(false),
-            creds: creds.clone(),
-            lockers: Mutex::default(),
-        };
+        let state = FileHandle::new(&attr, file, flags, creds);
         self.files.write().insert(handle, Arc::new(state));
         let opened = Opened {
             handle,
             keep_cache: verdict.keep_cache,
             attr_stale: verdict.attr_stale,
-            // Where an append goes is not known before: no page may be filled with it.
-            direct: self.direct_io || flags & (libc::O_DIRECT | libc::O_APPEND) != 0,
+            direct: self.bypasses_cache(flags),
             writable,
         };
         (attr, opened)
+    }
+
+    /// Where an append goes is not known before: no page may be filled with it.
+    pub(super) fn bypasses_cache(&self, flags: i32) -> bool {
+        self.direct_io || flags & (libc::O_DIRECT | libc::O_APPEND) != 0
     }
 
     /// The handle; that a request names it proves that the kernel has acted on its open.
@@ -194,17 +208,32 @@ impl<B: Backend> Handler<B> {
         let at = if append {
             self.append(&file, data).await?
         } else {
-            file.file.write(offset, data).await?;
+            self.put(&file, offset, data).await?;
             offset
         };
         self.inodes.wrote(file.inode, at.saturating_add(len));
-        if file.sync {
+        if file.flags & libc::O_DSYNC != 0 {
             self.sync(&file).await?;
         }
         Ok(Written {
             attr_stale: mode.is_some() || at != offset,
             pages_stale: at != offset,
         })
+    }
+
+    /// Buffers bytes, where a successor of this process finds them or on the servers.
+    pub(super) async fn put(
+        &self,
+        file: &FileHandle<B::File>,
+        offset: u64,
+        data: Bytes,
+    ) -> Result<()> {
+        let safe = self.note_write(&data, file.inode, offset);
+        file.file.write(offset, data).await?;
+        if !safe {
+            self.sync(file).await?;
+        }
+        Ok(())
     }
 
     async fn take_set_ids(&self, file: &FileHandle<B::File>, mode: u32) -> Result<()> {
@@ -262,6 +291,7 @@ impl<B: Backend> Handler<B> {
             outcome = outcome.and(unlocked.await);
         }
         let outcome = outcome.and(file.file.clone().close().await);
+        self.note_release(&file.noted);
         let last = self.inodes.closed(file.inode, file.writable);
         if last {
             outcome.and(self.stop_appending(file.inode).await)
@@ -286,7 +316,7 @@ impl<B: Backend> Handler<B> {
         Ok(())
     }
 
-    async fn sync(&self, file: &FileHandle<B::File>) -> Result<()> {
+    pub(super) async fn sync(&self, file: &FileHandle<B::File>) -> Result<()> {
         let written = file.written.load(Ordering::Acquire);
         match file.file.sync().await {
             Ok(mut attr) => {
@@ -312,7 +342,7 @@ fn create_flags(flags: i32) -> CreateFlags {
     }
 }
 
-fn open_flags(flags: i32) -> OpenFlags {
+pub(super) fn open_flags(flags: i32) -> OpenFlags {
     let access = flags & libc::O_ACCMODE;
     OpenFlags {
         read: access != libc::O_WRONLY,

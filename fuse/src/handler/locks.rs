@@ -23,7 +23,10 @@ impl<B: Backend> Handler<B> {
         let request = request(&lock)?;
         let file = self.file(lock.handle)?;
         if request.space == LockSpace::Posix && request.kind != LockKind::Unlock {
-            file.lockers.lock().insert(lock.owner);
+            let mut lockers = file.lockers.lock();
+            if lockers.insert(lock.owner) {
+                self.note_lockers(&file.noted, &lockers);
+            }
         }
         self.backend.set_lock(self.inode(node), request, wait).await
     }

@@ -17,6 +17,7 @@ fn every_value_reaches_its_field() {
                 threads=9,max_background=77,read_ahead_kb=128,attr_timeout=0.25,entry_timeout=3,\
                 transport=classic,verify=transfer,suid,dev,noexec,noatime,sync,dirsync";
     let expected = MountOptions {
+        keeper: true,
         read_only: true,
         allow_other: true,
         auto_unmount: true,

@@ -48,6 +48,8 @@ pub(crate) mod init {
     pub(crate) const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     pub(crate) const INIT_EXT: u64 = 1 << 30;
     pub(crate) const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
+    /// Requests that are sent again are marked.
+    pub(crate) const HAS_RESEND: u64 = 1 << 39;
     pub(crate) const OVER_IO_URING: u64 = 1 << 41;
 }
 
@@ -121,6 +123,13 @@ pub(crate) const LOCK_FLOCK: u32 = 1;
 pub(crate) const NOTIFY_INVAL_INODE: u32 = 2;
 /// Code of the message that makes the kernel forget a name.
 pub(crate) const NOTIFY_INVAL_ENTRY: u32 = 3;
+/// Send again what was read and not answered.
+pub(crate) const NOTIFY_RESEND: u32 = 7;
+/// Ask again for what all names mean.
+pub(crate) const NOTIFY_INC_EPOCH: u32 = 8;
+
+/// Set in the number of a request that is sent again.
+pub(crate) const UNIQUE_RESENT: u64 = 1 << 63;
 
 /// Four bytes at `at`, if they are there.
 pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {

@@ -30,7 +30,8 @@ pub(crate) const WANTED: u64 = init::ASYNC_READ
     | init::MAX_PAGES
     | init::CACHE_SYMLINKS
     | init::INIT_EXT
-    | init::DIRECT_IO_ALLOW_MMAP;
+    | init::DIRECT_IO_ALLOW_MMAP
+    | init::HAS_RESEND;
 
 /// Pages of the largest request.
 fn max_pages() -> usize {

@@ -321,6 +321,16 @@ pub(crate) fn stale_name(parent: u64, name: &[u8]) -> Vec<u8> {
     writer.0
 }
 
+/// The message that makes the kernel send again what was read and not answered.
+pub(crate) fn send_again() -> Vec<u8> {
+    Writer::notification(16, abi::NOTIFY_RESEND).0
+}
+
+/// The message that makes the kernel ask again for what all names mean.
+pub(crate) fn stale_names() -> Vec<u8> {
+    Writer::notification(16, abi::NOTIFY_INC_EPOCH).0
+}
+
 fn type_bits(kind: FileType) -> u32 {
     match kind {
         FileType::NamedPipe => libc::S_IFIFO,

@@ -24,6 +24,21 @@ pub(crate) struct Head {
 }
 
 impl Head {
+    /// The kernel's number for the request, however often it is sent.
+    pub(crate) fn number(&self) -> u64 {
+        self.unique & !abi::UNIQUE_RESENT
+    }
+
+    /// It comes in the order in which requests were made; the kernel gives out forgets and interrupts when it likes.
+    pub(crate) fn is_ordinary(&self) -> bool {
+        !matches!(self.opcode, op::FORGET | op::BATCH_FORGET | op::INTERRUPT)
+    }
+
+    /// An earlier process has read it and not answered.
+    pub(crate) fn is_resent(&self) -> bool {
+        self.unique & abi::UNIQUE_RESENT != 0
+    }
+
     /// `None` if there are fewer than [`abi::IN_HEADER`] bytes.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         Some(Self {
@@ -255,6 +270,16 @@ impl Operation {
     /// `None` if the bytes are no such request. Of `fixed` at least [`fixed_len`] bytes are needed,
     /// more are ignored; `rest` is exact.
     pub(crate) fn decode(opcode: u32, fixed: &[u8], rest: &[u8]) -> Option<Self> {
+        Self::decode_keeping(opcode, fixed, rest, Bytes::copy_from_slice)
+    }
+
+    /// As [`Self::decode`]; `keep` copies what is to be written.
+    fn decode_keeping(
+        opcode: u32,
+        fixed: &[u8],
+        rest: &[u8],
+        keep: impl FnOnce(&[u8]) -> Bytes,
+    ) -> Option<Self> {
         let four = |at| u32_at(fixed, at);
         let eight = |at| u64_at(fixed, at);
         Some(match opcode {
@@ -322,7 +347,7 @@ impl Operation {
             op::WRITE => Self::Write {
                 handle: eight(0)?,
                 offset: eight(8)?,
-                data: Bytes::copy_from_slice(rest.get(..four(16)? as usize)?),
+                data: keep(rest.get(..four(16)? as usize)?),
                 kill_ids: four(20)? & abi::WRITE_KILL_SUIDGID != 0,
                 append: four(32)?.cast_signed() & libc::O_APPEND != 0,
             },
@@ -392,12 +417,18 @@ impl Operation {
     }
 }
 
-/// A request as the device gives it. The second part is `None` if it is malformed.
-pub(crate) fn decode_message(bytes: &[u8]) -> Option<(Head, Option<Operation>)> {
+/// A request as the device gives it; `keep` copies what is to be written, given the request's number. The second part is
+/// `None` if it is malformed.
+pub(crate) fn decode_message(
+    bytes: &[u8],
+    keep: impl FnOnce(u64, &[u8]) -> Bytes,
+) -> Option<(Head, Option<Operation>)> {
     let head = Head::decode(bytes)?;
     let body = bytes.get(abi::IN_HEADER..)?;
     let parts = body.split_at_checked(fixed_len(head.opcode));
-    let operation = parts.and_then(|(fixed, rest)| Operation::decode(head.opcode, fixed, rest));
+    let keep = |data: &[u8]| keep(head.number(), data);
+    let operation =
+        parts.and_then(|(fixed, rest)| Operation::decode_keeping(head.opcode, fixed, rest, keep));
     Some((head, operation))
 }
 

@@ -12,7 +12,7 @@ use emberfs_proto::ErrorCode;
 use super::{Call, Responder, Server};
 use crate::backend::Backend;
 use crate::caching::Believed;
-use crate::handler::{DirItem, Handler, Opened, Written};
+use crate::handler::{Asked, DirItem, Handler, Opened, Written};
 use crate::protocol::reply::{self, Reply, fopen_flags};
 use crate::protocol::request::{Head, Operation};
 
@@ -20,6 +20,7 @@ impl<B: Backend> Server<B> {
     pub(super) fn serve(&self, head: &Head, operation: Operation, respond: Responder) {
         use Operation as Op;
         let (handler, node) = (self.parts.handler.clone(), head.node);
+        let asked = asked(head);
         match operation {
             Op::GetAttr => {
                 let work = async move { handler.getattr(node).await };
@@ -32,11 +33,11 @@ impl<B: Backend> Server<B> {
                 let creds = self.creds(head);
                 let device = self.device.clone();
                 let opener = handler.clone();
-                let work = async move { opener.open(&creds, node, flags).await };
+                let work = async move { opener.open_once(asked, &creds, node, flags).await };
                 let encode =
                     move |opened: Opened, _: &Believed<'_>| reply_opened(node, &opened, &device);
                 let undo = move |opened: Opened| release(handler, opened.handle);
-                self.spawn_believed(call("open", node, respond), work, encode, undo);
+                self.spawn_believed(self.change("open", head, respond), work, encode, undo);
             }
             Op::Read {
                 handle,
@@ -53,10 +54,11 @@ impl<B: Backend> Server<B> {
                 kill_ids,
                 append,
             } => {
-                let len = data.len() as u32;
                 let how = (kill_ids, append);
-                let work = async move { handler.write(handle, offset, data, how).await };
-                self.spawn_write(call("write", node, respond), len, work);
+                let sent = data.clone();
+                let work =
+                    async move { handler.write_once(asked, handle, offset, sent, how).await };
+                self.spawn_write(call("write", node, respond), data, work);
             }
             Op::Flush { handle, owner } => {
                 let work = async move { handler.flush(handle, owner).await };
@@ -67,11 +69,14 @@ impl<B: Backend> Server<B> {
                 self.spawn(call("fsync", node, respond), work, empty);
             }
             Op::Release { handle, flock } => {
-                let work = async move { handler.release(handle, flock).await };
+                let work = async move { handler.release_once(asked, handle, flock).await };
                 self.spawn(call("release", node, respond), work, empty);
             }
             // The kernel has looked the directory up and checked its permissions.
-            Op::OpenDir => respond.send(reply::opened(self.parts.handler.opendir(node), 0)),
+            Op::OpenDir => {
+                let handle = self.parts.handler.opendir_once(asked, node);
+                respond.send(reply::opened(handle, 0));
+            }
             Op::ReadDir {
                 handle,
                 offset,
@@ -150,7 +155,7 @@ impl<B: Backend> Server<B> {
     fn serve_names(&self, head: &Head, operation: Operation, respond: Responder) {
         use Operation as Op;
         let (handler, creds) = (self.parts.handler.clone(), self.creds(head));
-        let node = head.node;
+        let (node, asked) = (head.node, asked(head));
         match operation {
             Op::Lookup { name } => {
                 let work = async move { handler.lookup(&creds, node, &name).await };
@@ -158,7 +163,7 @@ impl<B: Backend> Server<B> {
             }
             Op::SetAttr { changes, handle } => {
                 let work = async move { handler.setattr(&creds, node, changes, handle).await };
-                self.spawn_attributes(call("setattr", node, respond), work);
+                self.spawn_attributes(self.change("setattr", head, respond), work);
             }
             Op::ReadLink => {
                 let work = async move { handler.readlink(&creds, node).await };
@@ -167,7 +172,7 @@ impl<B: Backend> Server<B> {
             }
             Op::Symlink { name, target } => {
                 let work = async move { handler.symlink(&creds, node, &name, &target).await };
-                self.spawn_entry(call("symlink", node, respond), work);
+                self.spawn_entry(self.change("symlink", head, respond), work);
             }
             Op::MkNod {
                 name,
@@ -177,20 +182,20 @@ impl<B: Backend> Server<B> {
             } => {
                 let mode = NewMode { mode, umask };
                 let work = async move { handler.mknod(&creds, node, &name, mode, rdev).await };
-                self.spawn_entry(call("mknod", node, respond), work);
+                self.spawn_entry(self.change("mknod", head, respond), work);
             }
             Op::MkDir { name, mode, umask } => {
                 let mode = NewMode { mode, umask };
                 let work = async move { handler.mkdir(&creds, node, &name, mode).await };
-                self.spawn_entry(call("mkdir", node, respond), work);
+                self.spawn_entry(self.change("mkdir", head, respond), work);
             }
             Op::Unlink { name } => {
                 let work = async move { handler.unlink(&creds, node, &name).await };
-                self.spawn(call("unlink", node, respond), work, empty);
+                self.spawn(self.change("unlink", head, respond), work, empty);
             }
             Op::RmDir { name } => {
                 let work = async move { handler.rmdir(&creds, node, &name).await };
-                self.spawn(call("rmdir", node, respond), work, empty);
+                self.spawn(self.change("rmdir", head, respond), work, empty);
             }
             Op::Rename {
                 name,
@@ -205,11 +210,11 @@ impl<B: Backend> Server<B> {
                     let (from, to) = ((node, &*name), (new_parent, &*new_name));
                     handler.rename(&creds, from, to, flags).await
                 };
-                self.spawn(call("rename", node, respond), work, empty);
+                self.spawn(self.change("rename", head, respond), work, empty);
             }
             Op::Link { node: old, name } => {
                 let work = async move { handler.link(&creds, old, node, &name).await };
-                self.spawn_entry(call("link", node, respond), work);
+                self.spawn_entry(self.change("link", head, respond), work);
             }
             Op::Create {
                 name,
@@ -218,18 +223,24 @@ impl<B: Backend> Server<B> {
                 flags,
             } => {
                 let (creator, mode) = (handler.clone(), NewMode { mode, umask });
-                let work = async move { creator.create(&creds, node, &name, mode, flags).await };
-                self.spawn_creating(call("create", node, respond), handler, work);
+                let work = async move {
+                    let create = creator.create(&creds, node, &name, mode, flags);
+                    creator.create_once(asked, create).await
+                };
+                self.spawn_creating(self.change("create", head, respond), handler, work);
             }
             Op::TmpFile { mode, umask, flags } => {
                 let (creator, mode) = (handler.clone(), NewMode { mode, umask });
-                let work = async move { creator.create_unnamed(&creds, node, mode, flags).await };
-                self.spawn_creating(call("tmpfile", node, respond), handler, work);
+                let work = async move {
+                    let create = creator.create_unnamed(&creds, node, mode, flags);
+                    creator.create_once(asked, create).await
+                };
+                self.spawn_creating(self.change("tmpfile", head, respond), handler, work);
             }
             Op::SetXattr { name, value, flags } => {
                 let set =
                     async move { handler.set_xattr(&creds, node, &name, &value, flags).await };
-                self.spawn(call("setxattr", node, respond), set, empty);
+                self.spawn(self.change("setxattr", head, respond), set, empty);
             }
             Op::GetXattr { name, size } => {
                 let work = async move { handler.get_xattr(&creds, node, &name).await };
@@ -243,7 +254,7 @@ impl<B: Backend> Server<B> {
             }
             Op::RemoveXattr { name } => {
                 let work = async move { handler.remove_xattr(&creds, node, &name).await };
-                self.spawn(call("removexattr", node, respond), work, empty);
+                self.spawn(self.change("removexattr", head, respond), work, empty);
             }
             // All others are served above; the responder says EIO.
             _ => {}
@@ -252,8 +263,16 @@ impl<B: Backend> Server<B> {
 }
 
 impl<B: Backend> Server<B> {
-    /// Runs a write of so many bytes.
-    fn spawn_write<F>(&self, call: Call, len: u32, work: F)
+    /// A call that changes names or attributes.
+    fn change(&self, operation: &'static str, head: &Head, respond: Responder) -> Call {
+        Call {
+            scope: self.parts.handler.scope(head.number()),
+            ..call(operation, head.node, respond)
+        }
+    }
+
+    /// Runs a write of `data`.
+    fn spawn_write<F>(&self, call: Call, data: Bytes, work: F)
     where
         F: Future<Output = Result<Written>> + Send + 'static,
     {
@@ -268,7 +287,10 @@ impl<B: Backend> Server<B> {
                 }
                 Err(_) => false,
             };
+            let len = data.len() as u32;
             respond.send(outcome.map_or_else(Reply::error, |_| reply::written(len)));
+            // Until now a successor of this process had to find where they went.
+            drop(data);
             if stale {
                 // Only now: the kernel holds its pages until the reply.
                 tokio::task::spawn_blocking(move || {
@@ -344,6 +366,14 @@ fn call(operation: &'static str, node: u64, respond: Responder) -> Call {
         operation,
         node,
         respond,
+        scope: None,
+    }
+}
+
+fn asked(head: &Head) -> Asked {
+    Asked {
+        number: head.number(),
+        again: head.is_resent(),
     }
 }
 

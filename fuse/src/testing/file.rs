@@ -95,6 +95,10 @@ impl OpenFile for MemoryFile {
         })
     }
 
+    async fn renew(&self) -> Result<()> {
+        Ok(())
+    }
+
     async fn close(self) -> Result<()> {
         self.memory.open_files.fetch_sub(1, Ordering::Relaxed);
         Ok(())

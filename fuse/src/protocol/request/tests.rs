@@ -2,6 +2,10 @@ use proptest::prelude::*;
 
 use super::*;
 
+fn decode_message(bytes: &[u8]) -> Option<(Head, Option<Operation>)> {
+    super::decode_message(bytes, |_, data| Bytes::copy_from_slice(data))
+}
+
 /// A message as the device gives it, field by field.
 fn message(opcode: u32, fields: &[&[u8]]) -> Vec<u8> {
     let body = fields.concat();
