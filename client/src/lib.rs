@@ -62,9 +62,11 @@ mod open_file;
 mod ops;
 #[doc(hidden)]
 pub mod plan;
+mod quota;
 mod read;
 mod read_ahead;
 mod read_many;
+mod reserve;
 mod resolve;
 mod retry;
 mod seek;

@@ -4,6 +4,8 @@
 //! One from before a truncation says nothing about what is left, so the end of the data is asked from
 //! the chunks instead.
 
+use std::collections::BTreeSet;
+
 use emberfs_proto::ids::{InodeId, SessionId, TruncateEpoch};
 use emberfs_proto::layout::Layout;
 use emberfs_proto::{Error, ErrorCode, Result, pb};
@@ -12,7 +14,7 @@ use super::xattr;
 use crate::namespace::core::Who;
 use crate::namespace::records::InodeRecord;
 use crate::namespace::tx::Tx;
-use crate::namespace::{access, keys, length, time};
+use crate::namespace::{access, keys, length, time, usage};
 
 /// What an attempt came to.
 #[derive(Debug)]
@@ -40,6 +42,8 @@ pub(crate) fn sync(
     close: bool,
     settled: Option<Settled>,
 ) -> Result<Report> {
+    // The bytes are there already.
+    tx.ignore_limits();
     let id = InodeId(req.inode);
     let session = SessionId(req.session);
     let mut inode = tx.live(id)?;
@@ -75,19 +79,25 @@ pub(crate) fn sync(
     }
     if close && known == Some(true) {
         tx.delete(&keys::session(id, session));
+        if usage::ended(tx, &mut inode)? {
+            tx.put_marks(&inode);
+        }
     }
     let attr = Some(tx.attr(&inode)?);
     Ok(Report::Done(pb::AttrReply { attr }))
 }
 
 /// Ends the records of those sessions that write.
-pub(crate) fn close_many(tx: &mut Tx<'_>, who: &Who, sessions: &[pb::SessionRef]) {
+pub(crate) fn close_many(tx: &mut Tx<'_>, who: &Who, sessions: &[pb::SessionRef]) -> Result<()> {
+    let mut written = BTreeSet::new();
     for one in sessions {
         let (inode, session) = (InodeId(one.inode), SessionId(one.session));
         if tx.core.sessions.check(who.client, inode, session) == Some(true) {
             tx.delete(&keys::session(inode, session));
+            written.insert(inode);
         }
     }
+    usage::give_back(tx, written)
 }
 
 /// The session is gone (the client was silent for too long): who may write the file now may also say
