@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use emberfs_proto::{Result, pb};
+use emberfs_proto::{ErrorCode, Result, pb};
 use tokio_util::sync::CancellationToken;
 
 use super::core::Core;
@@ -118,12 +118,20 @@ impl Core {
         mut body: impl FnMut(&mut Tx<'_>, &mut Table) -> Result<()>,
     ) -> Result<()> {
         let _gate = self.quotas.gate.write();
-        let table = kv::run_idempotent(&*self.engine, &self.policy, |txn| {
+        let changed = kv::run_idempotent(&*self.engine, &self.policy, |txn| {
             let mut table = (*self.quotas.current()).clone();
             body(&mut Tx::new(self, txn, None), &mut table)?;
             Ok(table)
-        })?;
-        self.quotas.replace(table);
+        });
+        match changed {
+            Ok(table) => self.quotas.replace(table),
+            Err(error) => {
+                if error.code == ErrorCode::MaybeCommitted {
+                    self.load_quotas()?;
+                }
+                return Err(error);
+            }
+        }
         Ok(())
     }
 

@@ -113,10 +113,10 @@ fn count(tx: &mut Tx<'_>, mut inode: InodeRecord) -> Result<()> {
 /// Notes which counts are complete.
 pub(crate) fn complete(tx: &mut Tx<'_>, table: &mut Table) -> Result<()> {
     if table.owners.active && table.owners.counting {
-        let stored: Option<OwnersRecord> = tx.get(keys::OWNERS)?;
-        let after = stored.map_or(0, |stored| stored.after);
-        let more = tx.scan(&keys::inodes_after(InodeId(after)), 1)?;
-        if more.is_empty() {
+        let stored: OwnersRecord = tx.get(keys::OWNERS)?.unwrap_or_default();
+        let rest = keys::inodes_after(InodeId(stored.after));
+        // An attempt of unknown outcome may have noted it.
+        if !stored.counting || tx.scan(&rest, 1)?.is_empty() {
             table.owners.counting = false;
             tx.put(keys::OWNERS, &table.owners);
         }

@@ -1,9 +1,13 @@
 //! Counting what was there before.
 
+use std::sync::Arc;
+
 use emberfs_proto::ErrorCode::*;
 use emberfs_proto::pb::QuotaKind::{Group, Tree, User};
 
 use super::*;
+use crate::kv::MemoryEngine;
+use crate::kv::memory::Fault;
 use crate::namespace::ops::count;
 
 /// A directory with more entries than one batch, and something below.
@@ -66,6 +70,22 @@ async fn owners_are_counted_in_one_pass_with_what_is_unlinked() {
     assert_eq!(used(&f, User, 0).await, (5500, inodes, false));
     assert_eq!(used(&f, Group, 0).await, (5500, inodes, false));
     f.close(held.attr.unwrap().inode, held.session).await;
+}
+
+#[tokio::test]
+async fn an_unknown_outcome_of_the_last_step_ends_the_count() {
+    let engine = MemoryEngine::new();
+    let f = Fixture::over(Arc::new(engine.clone()), Arc::default());
+    f.file(ROOT, "a").await;
+    let request = quota(&f, User, 0, NONE, NONE);
+    f.ns.set_quota(request).await.unwrap();
+    while f.ns.core.write(count::owners).unwrap() {}
+    // The pass once more, then the note that it is complete.
+    engine.inject_nth(1, Fault::MaybeCommitted { applied: true });
+    assert_eq!(f.ns.core.count_some(), Ok(false));
+    assert_eq!(used(&f, User, 0).await, (0, 2, false));
+    let f = f.restart();
+    assert_eq!(used(&f, User, 0).await, (0, 2, false));
 }
 
 #[tokio::test]
