@@ -72,7 +72,7 @@ impl File {
     /// before it come before it. Returns when the chains and the metadata server have it.
     ///
     /// [`ErrorCode::InvalidArgument`]: the range is empty. [`ErrorCode::FileTooLarge`]: it ends beyond the
-    /// maximum file size. [`ErrorCode::NoSession`]: the handle may not write. After any other error a hole may be
+    /// maximum file size. [`ErrorCode::QuotaExceeded`]: a quota leaves no room for the new length. [`ErrorCode::NoSession`]: the handle may not write. After any other error a hole may be
     /// there in part, and may still be completed.
     pub async fn allocate(&self, offset: u64, len: u64, what: Allocate) -> Result<()> {
         self.writable()?;
@@ -83,6 +83,8 @@ impl File {
             Allocate::Extend => self.extend_to(end).await,
             Allocate::PunchHole | Allocate::ZeroRangeKeepSize => self.punch(offset..end).await,
             Allocate::ZeroRange => {
+                // What does not fit is refused before anything is cleared.
+                self.make_room(end).await?;
                 self.punch(offset..end).await?;
                 self.extend_to(end).await
             }
@@ -93,6 +95,7 @@ impl File {
     async fn extend_to(&self, end: u64) -> Result<()> {
         let (core, state) = (self.core(), self.state());
         let _gate = state.gate.read().await;
+        core.make_room(state, self.handle(), end).await?;
         let mut attr = core.refresh(state).await?;
         for _ in 0..REPORTS {
             if attr.size >= end {
@@ -114,6 +117,12 @@ impl File {
             state.inode
         );
         Err(Error::new(ErrorCode::Busy, what))
+    }
+
+    async fn make_room(&self, end: u64) -> Result<()> {
+        let (core, state) = (self.core(), self.state());
+        let _gate = state.gate.read().await;
+        core.make_room(state, self.handle(), end).await
     }
 
     /// Makes a hole. Goes on in its own task when the caller stops waiting: a cut that came late would hit what is

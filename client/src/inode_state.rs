@@ -47,6 +47,8 @@ pub(crate) struct InodeState {
     pub(crate) gate: RwLock<()>,
     /// One append at a time finds the end.
     pub(crate) appending: tokio::sync::Mutex<()>,
+    /// One request for room at a time.
+    pub(crate) reserving: tokio::sync::Mutex<()>,
     /// One report of the length at a time.
     pub(crate) reporting: tokio::sync::Mutex<()>,
     handles: Mutex<Vec<Weak<Handle>>>,
@@ -80,6 +82,7 @@ impl InodeState {
             read_ahead: Mutex::default(),
             gate: RwLock::default(),
             appending: tokio::sync::Mutex::default(),
+            reserving: tokio::sync::Mutex::default(),
             reporting: tokio::sync::Mutex::default(),
             handles: Mutex::default(),
             seen: Mutex::new((attr.size, attr.mtime)),

@@ -25,6 +25,23 @@ pub(crate) struct Report {
     pub(crate) sparse: bool,
 }
 
+/// What the server granted; the greater one is the newer one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Granted {
+    /// Grows when grants were taken back.
+    number: u64,
+    end: u64,
+}
+
+impl Granted {
+    fn of(attr: &Attr) -> Option<Self> {
+        attr.limited.then_some(Self {
+            number: attr.grant,
+            end: attr.granted,
+        })
+    }
+}
+
 /// Length of one file.
 #[derive(Debug)]
 pub(crate) struct Length {
@@ -40,6 +57,8 @@ pub(crate) struct Length {
     modified: Option<SystemTime>,
     /// A write left something out, and no report says so yet.
     gap: bool,
+    /// How far this file may be written: grants as the server last told them. `None`: no quota applies.
+    granted: Option<Granted>,
     acked_since: Option<Instant>,
     refreshed: Instant,
 }
@@ -54,9 +73,15 @@ impl Length {
             sending: None,
             modified: None,
             gap: false,
+            granted: Granted::of(attr),
             acked_since: None,
             refreshed: Instant::now(),
         }
+    }
+
+    /// Whether a write may go up to `end` without asking the server for room.
+    pub(crate) fn has_room(&self, end: u64) -> bool {
+        self.granted.is_none_or(|granted| end <= granted.end)
     }
 
     /// The length that this client's reads and callers see.
@@ -151,6 +176,11 @@ impl Length {
     /// Takes in an answer of the server. True if the file was truncated since the last one.
     pub(crate) fn learn(&mut self, attr: &Attr) -> bool {
         self.refreshed = Instant::now();
+        // Answers come in any order; `None` is less than all.
+        self.granted = match Granted::of(attr) {
+            Some(told) => self.granted.max(Some(told)),
+            None => None,
+        };
         if attr.truncate_epoch > self.epoch {
             self.epoch = attr.truncate_epoch;
             self.server = attr.size;
@@ -239,6 +269,26 @@ mod tests {
         length.learn(&attr(50, 1));
         length.reported(true);
         assert_eq!((length.size(), length.take_report()), (50, None));
+    }
+
+    #[test]
+    fn the_newest_grant_counts_in_whatever_order_answers_arrive() {
+        let limited = |grant, granted| Attr {
+            limited: true,
+            grant,
+            granted,
+            ..attr(0, 1)
+        };
+        let mut length = Length::new(&attr(0, 1));
+        assert!(length.has_room(u64::MAX));
+        length.learn(&limited(1, 100));
+        length.learn(&limited(1, 40));
+        assert!(length.has_room(100) && !length.has_room(101));
+        length.learn(&limited(2, 50));
+        length.learn(&limited(1, 200));
+        assert!(length.has_room(50) && !length.has_room(51));
+        length.learn(&attr(0, 1));
+        assert!(length.has_room(u64::MAX), "the quota is gone");
     }
 
     #[test]

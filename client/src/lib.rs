@@ -64,10 +64,12 @@ mod open_file;
 mod ops;
 #[doc(hidden)]
 pub mod plan;
+mod quota;
 mod read;
 mod read_ahead;
 mod read_many;
 mod request_scope;
+mod reserve;
 mod resolve;
 mod resume;
 mod retry;

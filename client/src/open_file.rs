@@ -138,7 +138,7 @@ impl File {
     }
 
     /// Writes into this client's buffer; [`File::sync`] makes it durable. Waits when the buffer is
-    /// full. With `append` the offset is ignored; with `direct` or `sync` this returns when the
+    /// full. [`ErrorCode::QuotaExceeded`]: a quota leaves no room for all of it; nothing is written. With `append` the offset is ignored; with `direct` or `sync` this returns when the
     /// replicas have the bytes.
     pub async fn write(&self, offset: u64, data: Bytes) -> Result<()> {
         if self.inner.flags.append {
@@ -164,7 +164,11 @@ impl File {
 
     async fn put(&self, offset: u64, data: Bytes) -> Result<()> {
         let Inner {
-            core, state, flags, ..
+            core,
+            state,
+            handle,
+            flags,
+            ..
         } = &*self.inner;
         self.check_failure()?;
         if data.is_empty() {
@@ -173,6 +177,8 @@ impl File {
         let len = data.len();
         {
             let _gate = state.gate.read().await;
+            let end = offset.saturating_add(len as u64);
+            core.make_room(state, handle, end).await?;
             core.buffer(state, offset, data).await?;
         }
         if flags.sync {

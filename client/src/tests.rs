@@ -9,6 +9,7 @@ mod lock_races;
 mod locks;
 mod many;
 mod namespace;
+mod quota;
 mod reads;
 mod resume;
 mod sparse;

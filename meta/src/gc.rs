@@ -132,6 +132,9 @@ async fn round(
         failed += namespace.sweep_trims().await?;
     }
     namespace.sweep_trees().await?;
+    if sweep {
+        namespace.sweep_quotas().await?;
+    }
     let mut pass = Pass::default();
     if collects {
         pass = collect(namespace, window).await?;

@@ -79,6 +79,10 @@ pub enum KvError {
     /// A key or a range reaches into the engine's own keys (from [`FIRST_SYSTEM_KEY`] on).
     #[error("a metadata key begins with 0xff, which is reserved for the engine")]
     ReservedKey,
+    /// A number would exceed what [`Transaction::add_at_most`] allows; nothing was written. Run it again: it
+    /// then reads how much there is.
+    #[error("a number in the metadata store would exceed its limit; run the transaction again")]
+    AboveLimit,
     /// The engine is overloaded and did nothing. Wait, then run the transaction again.
     #[error("the metadata store is overloaded; wait and try again")]
     Throttled,
@@ -113,7 +117,7 @@ impl KvError {
     /// What the caller should do.
     pub fn retry(&self) -> KvRetry {
         match self {
-            Self::Conflict | Self::TooOld | Self::Throttled => KvRetry::Again,
+            Self::Conflict | Self::TooOld | Self::AboveLimit | Self::Throttled => KvRetry::Again,
             Self::MaybeCommitted(_) => KvRetry::IfIdempotent,
             Self::NotCached
             | Self::TooLarge
@@ -129,7 +133,7 @@ impl KvError {
 impl From<KvError> for Error {
     fn from(error: KvError) -> Self {
         let code = match &error {
-            KvError::Conflict => ErrorCode::Conflict,
+            KvError::Conflict | KvError::AboveLimit => ErrorCode::Conflict,
             KvError::TooOld => ErrorCode::TransactionTooOld,
             KvError::TooLarge | KvError::KeyTooLarge(_) | KvError::ValueTooLarge(_) => {
                 ErrorCode::TransactionTooLarge
@@ -222,6 +226,11 @@ pub trait Transaction: Send {
     /// Adds `delta` to the number at `key` when the transaction commits, wrapping around. Reads
     /// nothing, so any number of transactions may add to one key at once.
     fn add_i64(&mut self, key: &[u8], delta: i64);
+
+    /// As [`Self::add_i64`], and the commit fails with [`KvError::AboveLimit`] if the number would be greater than
+    /// `max` afterwards, everything counted that this transaction does to it. Reads nothing either: of many that add
+    /// at once, as many commit as fit.
+    fn add_at_most(&mut self, key: &[u8], delta: i64, max: i64);
 
     /// Raises the number at `key` to at least `value` when the transaction commits; reads nothing.
     fn max_u64(&mut self, key: &[u8], value: u64);

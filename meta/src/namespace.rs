@@ -18,11 +18,13 @@ mod length;
 mod locking;
 mod names;
 mod ops;
+pub(crate) mod quotas;
 pub(crate) mod records;
 mod status;
 pub(crate) mod time;
 mod trim;
 mod tx;
+mod usage;
 mod xattr;
 
 use std::sync::Arc;
@@ -543,10 +545,7 @@ impl Namespace {
         let ended = sessions.clone();
         let garbage = self
             .blocking(move |core| {
-                core.write(|tx| {
-                    ops::sync::close_many(tx, &who, &sessions);
-                    Ok(())
-                })?;
+                core.write(|tx| ops::sync::close_many(tx, &who, &sessions))?;
                 core.read(ops::report::counts).map(|(_, garbage)| garbage)
             })
             .await?;

@@ -20,7 +20,7 @@ use crate::cluster::{Manager, ManagerConfig};
 use crate::config::MetaConfig;
 use crate::gc;
 use crate::kv::{Engine, RocksEngine};
-use crate::namespace::Namespace;
+use crate::namespace::{Namespace, quotas};
 use crate::service::MetadataService;
 
 /// An idle connection is asked whether its peer is still there this often.
@@ -50,7 +50,7 @@ pub async fn run(
     let namespace = open_namespace(&config, engine, &manager, stop.clone()).await?;
 
     let mut background = JoinSet::new();
-    // Background work outlives the last request: the two below stop when serving has stopped.
+    // Background work outlives the last request: those below stop when serving has stopped.
     let served = CancellationToken::new();
     {
         let (manager, stop) = (manager.clone(), served.clone());
@@ -61,6 +61,13 @@ pub async fn run(
         let (namespace, stop) = (namespace.clone(), served.clone());
         background.spawn(async move {
             gc::run(namespace, interval, stop).await;
+            Ok(())
+        });
+    }
+    {
+        let (namespace, stop) = (namespace.clone(), served.clone());
+        background.spawn(async move {
+            quotas::run(namespace, stop).await;
             Ok(())
         });
     }

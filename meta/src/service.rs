@@ -96,5 +96,8 @@ delegate! {
     get_xattr(XattrRequest) -> GetXattrReply = get_xattr;
     list_xattr(GetAttrRequest) -> ListXattrReply = list_xattr;
     close_many(CloseManyRequest) -> CloseManyReply = close_many;
+    reserve(ReserveRequest) -> AttrReply = reserve;
+    set_quota(SetQuotaRequest) -> ListQuotasReply = set_quota;
+    list_quotas(ListQuotasRequest) -> ListQuotasReply = list_quotas;
     list_inodes(ListInodesRequest) -> ListInodesReply = list_inodes;
 }

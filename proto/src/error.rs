@@ -84,6 +84,7 @@ codes! {
     /** The attribute does not exist. */ NoAttribute = 2014, Never, 61;
     /** The two names are on different file systems. */ CrossDevice = 2015, Never, 18;
     /** Nothing of the file lies at the offset or behind it. */ BeyondEnd = 2030, Never, 6;
+    /** A quota of the directory, the owner or the group leaves no room. */ QuotaExceeded = 2040, Never, 122;
     /** The value of an attribute is too large. */ ValueTooLarge = 2020, Never, 7;
 
     // 3000: transactional key-value store
@@ -217,7 +218,7 @@ impl From<Error> for tonic::Status {
             ErrorCode::PermissionDenied | ErrorCode::NotPermitted => Code::PermissionDenied,
             ErrorCode::DeadlineExceeded => Code::DeadlineExceeded,
             ErrorCode::Unsupported => Code::Unimplemented,
-            ErrorCode::NoSpace => Code::ResourceExhausted,
+            ErrorCode::NoSpace | ErrorCode::QuotaExceeded => Code::ResourceExhausted,
             ErrorCode::Internal => Code::Internal,
             code if code.retry() == RetryClass::Never => Code::FailedPrecondition,
             _ => Code::Unavailable,
@@ -279,6 +280,12 @@ mod tests {
         assert_eq!(ErrorCode::ValueTooLarge.errno(), 7, "E2BIG");
         assert_eq!(ErrorCode::Unsupported.errno(), 95, "EOPNOTSUPP");
         assert_eq!(ErrorCode::ValueTooLarge.retry(), RetryClass::Never);
+    }
+
+    #[test]
+    fn an_exceeded_quota_is_told_from_a_full_disk() {
+        assert_eq!(ErrorCode::QuotaExceeded.errno(), 122, "EDQUOT");
+        assert_eq!(ErrorCode::QuotaExceeded.retry(), RetryClass::Never);
     }
 
     #[test]

@@ -82,6 +82,9 @@ pub(crate) enum Command {
     Replace(ReplaceArgs),
     /// Remove whole trees by one request each; the servers empty them in the background
     Rm(RmArgs),
+    /// Limit the bytes and inodes of directories, users and groups
+    #[command(after_long_help = crate::quota::HELP)]
+    Quota(QuotaArgs),
     /// Measure a cluster or any directory
     Bench(BenchArgs),
     /// Look at configuration files
@@ -107,6 +110,61 @@ pub(crate) struct RmArgs {
     /// Paths in the cluster, from its root on, not of this host: /datasets/old
     #[arg(required = true, value_name = "PATH")]
     pub(crate) paths: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct QuotaArgs {
+    /// Directory of the cluster on this host
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR, global = true)]
+    pub(crate) dir: PathBuf,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub(crate) command: QuotaCommand,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum QuotaCommand {
+    /// Set or change limits, as root; what is not given stays as it is
+    Set {
+        #[command(flatten)]
+        of: QuotaOf,
+        /// Most bytes, such as 10T, or `none`
+        #[arg(long, value_name = "SIZE", value_parser = crate::quota::parse_byte_limit)]
+        bytes: Option<u64>,
+        /// Most files, directories and links, such as 1M, or `none`
+        #[arg(long, value_name = "COUNT", required_unless_present = "bytes", value_parser = crate::quota::parse_inode_limit)]
+        inodes: Option<u64>,
+    },
+    /// Show one quota; of a path the one of the nearest directory above that has one
+    Show {
+        #[command(flatten)]
+        of: QuotaOf,
+    },
+    /// List all quotas and what is used of them
+    List,
+    /// Remove limits, as root
+    Clear {
+        #[command(flatten)]
+        of: QuotaOf,
+    },
+}
+
+/// Whose quota: one of the three.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub(crate) struct QuotaOf {
+    /// Path in the cluster, from its root on, not of this host: /projects/llm
+    #[arg(value_name = "PATH")]
+    pub(crate) path: Option<String>,
+    /// Name or number of a user
+    #[arg(long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// Name or number of a group
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) group: Option<String>,
 }
 
 #[derive(Args, Debug)]

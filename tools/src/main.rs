@@ -22,6 +22,7 @@ mod output;
 mod ports;
 mod process;
 mod progress;
+mod quota;
 mod rm;
 mod rpc;
 mod scrub;
@@ -105,6 +106,7 @@ async fn run(cli: Cli) -> Result<Exit> {
         Command::Drain(args) => grow::drain(cluster, args).await,
         Command::Replace(args) => grow::replace(cluster, args).await,
         Command::Rm(args) => rm::rm(cluster, args).await,
+        Command::Quota(args) => quota::quota(cluster, args).await,
         Command::Bench(args) => bench::bench(cluster, args).await,
         Command::Config(ConfigCommand::Check(args)) => config_file::check(&args),
     }

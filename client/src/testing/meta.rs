@@ -50,6 +50,10 @@ pub(crate) struct State {
     pub(crate) acknowledged: u64,
     /// The newest process of each client.
     instances: HashMap<Bytes, u32>,
+    /// Requests for room: (inode, end).
+    pub(crate) reserved: Vec<(u64, u64)>,
+    /// How long a limited file may be.
+    pub(crate) most: u64,
     pub(crate) locks: FakeLocks,
     /// Where clients hear of changes by others.
     pub(crate) watchers: Vec<mpsc::Sender<Result<pb::Invalidation, Status>>>,
@@ -285,6 +289,32 @@ impl Metadata for FakeMeta {
             state.sessions.remove(&one.session);
         }
         Ok(Response::new(pb::CloseManyReply {}))
+    }
+
+    async fn reserve(&self, request: Request<pb::ReserveRequest>) -> Reply<pb::AttrReply> {
+        let request = request.into_inner();
+        let mut state = self.state.lock();
+        state.reserved.push((request.inode, request.end));
+        if !state.sessions.contains_key(&request.session) {
+            return fail(ErrorCode::NoSession, "no such session");
+        }
+        let most = state.most;
+        let attr = state.file(request.inode)?;
+        if attr.limited && request.end > attr.granted {
+            if request.end > most {
+                return fail(ErrorCode::QuotaExceeded, "the quota is used up");
+            }
+            attr.granted = (request.end + 1000).min(most);
+        }
+        Ok(Response::new(pb::AttrReply { attr: Some(*attr) }))
+    }
+
+    async fn set_quota(&self, _: Request<pb::SetQuotaRequest>) -> Reply<pb::ListQuotasReply> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+
+    async fn list_quotas(&self, _: Request<pb::ListQuotasRequest>) -> Reply<pb::ListQuotasReply> {
+        fail(ErrorCode::Unsupported, "not faked")
     }
 
     async fn remove_tree(&self, _: Request<pb::NameRequest>) -> Reply<pb::UnlinkReply> {

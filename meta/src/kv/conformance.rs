@@ -13,6 +13,7 @@ use std::sync::Arc;
 use super::{Clock, CommitVersion, Engine, KvError, KvResult};
 
 pub mod anomalies;
+pub mod bounds;
 pub mod conflicts;
 pub mod histories;
 pub mod limits;
@@ -90,6 +91,14 @@ pub const PROPERTIES: &[(&str, Property)] = &[
         conflicts::explicit,
     ),
     ("blind writes never conflict", conflicts::blind_writes),
+    (
+        "a bounded add counts all that its transaction does",
+        bounds::one_transaction,
+    ),
+    (
+        "bounded adds conflict with nobody and fill to the limit",
+        bounds::fill_exactly,
+    ),
     ("key sizes are limited", limits::keys),
     ("value sizes are limited", limits::values),
     ("transaction sizes are limited", limits::sizes),

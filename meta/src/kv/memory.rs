@@ -193,6 +193,10 @@ impl State {
         }
         let fault = self.next_fault();
         self.window.check(request.read_version, &request.reads)?;
+        request.bounds.check(&request.mutations, |key| {
+            let history = self.data.get(key);
+            Ok(history.and_then(|all| at(all, self.version)).cloned())
+        })?;
         let unknown = || Err(KvError::MaybeCommitted("injected".into()));
         match fault {
             None => Ok(self.apply(request, now)),

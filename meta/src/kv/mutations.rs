@@ -10,7 +10,7 @@ use std::ops::Bound::{Excluded, Included};
 
 use bytes::Bytes;
 
-use super::KvResult;
+use super::{KvError, KvResult};
 
 /// A change that needs the old value, and is applied by whoever knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,19 +19,25 @@ pub(super) enum Atomic {
     MaxU64(u64),
 }
 
+/// A value as a number; see [`super::Transaction`].
+fn number(value: Option<&[u8]>) -> i64 {
+    let value = value.unwrap_or_default();
+    let mut bytes = [0; 8];
+    let length = value.len().min(8);
+    bytes[..length].copy_from_slice(&value[..length]);
+    i64::from_le_bytes(bytes)
+}
+
 impl Atomic {
     /// The value after the change.
     pub(super) fn apply(self, old: Option<&[u8]>) -> Bytes {
-        let old = old.unwrap_or_default();
-        let mut number = [0; 8];
-        let length = old.len().min(8);
-        number[..length].copy_from_slice(&old[..length]);
+        let number = number(old);
         match self {
-            Self::AddI64(delta) => Bytes::copy_from_slice(
-                &i64::from_le_bytes(number).wrapping_add(delta).to_le_bytes(),
-            ),
+            Self::AddI64(delta) => {
+                Bytes::copy_from_slice(&number.wrapping_add(delta).to_le_bytes())
+            }
             Self::MaxU64(value) => {
-                Bytes::copy_from_slice(&u64::from_le_bytes(number).max(value).to_le_bytes())
+                Bytes::copy_from_slice(&(number as u64).max(value).to_le_bytes())
             }
         }
     }
@@ -185,6 +191,19 @@ impl Mutations {
         }
     }
 
+    /// The value of a key with these mutations on top of what is stored.
+    pub(super) fn value(
+        &self,
+        key: &[u8],
+        stored: impl FnOnce(&[u8]) -> KvResult<Option<Bytes>>,
+    ) -> KvResult<Option<Bytes>> {
+        Ok(match self.lookup(key) {
+            Overlay::Known(value) => value,
+            Overlay::Changes(changes) => Atomic::apply_all(changes, stored(key)?),
+            Overlay::Untouched => stored(key)?,
+        })
+    }
+
     /// The written keys of a range, in order. `begin` must not be past `end`.
     pub(super) fn range(
         &self,
@@ -200,6 +219,34 @@ impl Mutations {
 
     pub(super) fn keys(&self) -> impl Iterator<Item = (&Bytes, &Write)> {
         self.keys.iter()
+    }
+}
+
+/// What numbers may be at most after a transaction.
+#[derive(Debug, Default)]
+pub(super) struct Bounds(BTreeMap<Bytes, i64>);
+
+impl Bounds {
+    /// The lowest limit counts.
+    pub(super) fn at_most(&mut self, key: Bytes, max: i64) {
+        let bound = self.0.entry(key).or_insert(max);
+        *bound = max.min(*bound);
+    }
+
+    /// [`KvError::AboveLimit`] if a number is greater than it may be, once `mutations` are applied to what `stored`
+    /// tells.
+    pub(super) fn check(
+        &self,
+        mutations: &Mutations,
+        mut stored: impl FnMut(&[u8]) -> KvResult<Option<Bytes>>,
+    ) -> KvResult<()> {
+        for (key, max) in &self.0 {
+            let value = mutations.value(key, &mut stored)?;
+            if number(value.as_deref()) > *max {
+                return Err(KvError::AboveLimit);
+            }
+        }
+        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@ fn every_error() -> Vec<KvError> {
         KvError::KeyTooLarge(10_001),
         KvError::ValueTooLarge(100_001),
         KvError::ReservedKey,
+        KvError::AboveLimit,
         KvError::Throttled,
         KvError::MaybeCommitted("disk".into()),
         KvError::Io("disk".into()),
@@ -24,6 +25,7 @@ fn every_error() -> Vec<KvError> {
             | KvError::KeyTooLarge(_)
             | KvError::ValueTooLarge(_)
             | KvError::ReservedKey
+            | KvError::AboveLimit
             | KvError::Throttled
             | KvError::MaybeCommitted(_)
             | KvError::Io(_)

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::conflict::{ReadSet, WriteSet};
-use super::mutations::{Atomic, Mutations, Overlay, Write};
+use super::mutations::{Atomic, Bounds, Mutations, Overlay, Write};
 use super::{
     CommitVersion, FIRST_SYSTEM_KEY, KvError, KvResult, MAX_KEY_BYTES, MAX_TRANSACTION_AGE,
     MAX_TRANSACTION_BYTES, MAX_VALUE_BYTES, Transaction,
@@ -46,6 +46,7 @@ pub(super) struct CommitRequest {
     pub(super) reads: ReadSet,
     pub(super) writes: WriteSet,
     pub(super) mutations: Mutations,
+    pub(super) bounds: Bounds,
     pub(super) bytes: usize,
 }
 
@@ -58,6 +59,7 @@ pub(super) struct OptimisticTransaction<S: Store> {
     reads: ReadSet,
     declared_writes: BTreeSet<Bytes>,
     mutations: Mutations,
+    bounds: Bounds,
     bytes: usize,
     /// The first violated limit.
     fault: Option<KvError>,
@@ -73,6 +75,7 @@ impl<S: Store> OptimisticTransaction<S> {
             reads: ReadSet::default(),
             declared_writes: BTreeSet::new(),
             mutations: Mutations::default(),
+            bounds: Bounds::default(),
             bytes: 0,
             fault: None,
         }
@@ -377,6 +380,15 @@ impl<S: Store> Transaction for OptimisticTransaction<S> {
         self.atomic(key, Atomic::AddI64(delta));
     }
 
+    fn add_at_most(&mut self, key: &[u8], delta: i64, max: i64) {
+        self.add_i64(key, delta);
+        self.note(|this| {
+            this.charge(key.len() + 8)?;
+            this.bounds.at_most(Bytes::copy_from_slice(key), max);
+            Ok(())
+        });
+    }
+
     fn max_u64(&mut self, key: &[u8], value: u64) {
         self.atomic(key, Atomic::MaxU64(value));
     }
@@ -404,6 +416,7 @@ impl<S: Store> Transaction for OptimisticTransaction<S> {
             reads,
             declared_writes,
             mutations,
+            bounds,
             bytes,
             ..
         } = *self;
@@ -414,6 +427,7 @@ impl<S: Store> Transaction for OptimisticTransaction<S> {
             reads,
             writes,
             mutations,
+            bounds,
             bytes,
         })
     }

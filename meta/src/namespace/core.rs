@@ -16,6 +16,7 @@ use super::ids::Ids;
 use super::keys;
 use super::records::{Answer, ClientRecord, InodeRecord, SessionRecord, decode};
 use super::tx::Tx;
+use super::usage::table::Quotas;
 use crate::interests::Interests;
 use crate::kv::{self, Engine, RetryPolicy, Transaction};
 use crate::locks::Locks;
@@ -46,6 +47,7 @@ pub(crate) struct Core {
     pub(crate) defaults: LayoutDefaults,
     /// Told when an inode may have become garbage that nobody has open.
     pub(crate) garbage: Notify,
+    pub(crate) quotas: Quotas,
     ids: Ids,
 }
 
@@ -124,8 +126,10 @@ impl Core {
             map,
             defaults,
             garbage: Notify::new(),
+            quotas: Quotas::default(),
             ids: Ids::default(),
         };
+        core.load_quotas()?;
         core.format()?;
         core.load()?;
         Ok(core)
@@ -182,7 +186,7 @@ impl Core {
     }
 
     /// Visits every record of a span, in pages of one transaction each.
-    fn each(
+    pub(super) fn each(
         &self,
         mut span: keys::Span,
         mut visit: impl FnMut(&[u8], &[u8]) -> Result<()>,
@@ -259,11 +263,15 @@ impl Core {
         mut body: impl FnMut(&mut Tx<'_>) -> Result<T>,
     ) -> Result<T> {
         let noter = client.and_then(|client| self.interests.noter(client));
-        let (value, changed) = kv::run_idempotent(&*self.engine, &self.policy, |txn| {
-            let mut tx = Tx::new(self, txn, noter.clone());
-            let value = body(&mut tx)?;
-            Ok((value, tx.into_changed()))
-        })?;
+        let (value, changed) = {
+            let _gate = self.quotas.gate.read();
+            kv::run_idempotent(&*self.engine, &self.policy, |txn| {
+                let mut tx = Tx::new(self, txn, noter.clone());
+                let value = body(&mut tx)?;
+                tx.settle_usage()?;
+                Ok((value, tx.into_changed()))
+            })?
+        };
         self.interests.changed(client, &changed);
         Ok(value)
     }

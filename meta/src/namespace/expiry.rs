@@ -11,7 +11,7 @@ use super::core::Core;
 use super::length;
 use super::ops::sync::Settled;
 use super::records::ClientRecord;
-use super::{Namespace, keys};
+use super::{Namespace, keys, usage};
 use crate::sessions::Orphan;
 
 /// Orphaned sessions settled at once.
@@ -66,6 +66,8 @@ impl Namespace {
         };
         self.blocking(move |core| {
             core.write(|tx| {
+                // The bytes are there already.
+                tx.ignore_limits();
                 let file = tx.inode(inode)?;
                 if settled.is_none() && file.as_ref().is_some_and(|file| file.nlink > 0) {
                     // It was given its first name meanwhile.
@@ -91,6 +93,7 @@ impl Namespace {
                     }
                 }
                 tx.delete(&keys::session(inode, session));
+                usage::give_back(tx, [inode])?;
                 Ok(true)
             })
         })

@@ -10,6 +10,10 @@
 //! | `L` client | [`super::records::ClientRecord`] |
 //! | `M` inode | [`super::records::DirTimes`], written blindly |
 //! | `N` inode | `i64`: subdirectories of a directory, changed blindly |
+//! | `Qo` | [`super::records::OwnersRecord`]: whether users and groups are counted |
+//! | `Qq` kind id | [`super::records::QuotaRecord`]: the quota of a user, a group or a directory |
+//! | `Qu` kind id resource | `i64`: what is used of one, changed blindly; of a directory by the number of its tree |
+//! | `Qw` tree inode | [`super::records::WalkRecord`]: a directory that is still to be counted |
 //! | `R` client request | [`super::records::Answer`]: what a request was answered |
 //! | `S` inode session | [`super::records::SessionRecord`] |
 //! | `T` inode | [`super::records::TrimIntent`] |
@@ -205,6 +209,61 @@ pub(crate) fn parse_client(key: &[u8]) -> Option<ClientId> {
     ClientId::from_bytes(key.get(1..)?)
 }
 
+/// Whether users and groups are counted.
+pub(crate) const OWNERS: &[u8] = b"Qo";
+
+/// The quota of a user, a group or, by its inode, a directory.
+pub(crate) fn quota(kind: u8, id: u64) -> Vec<u8> {
+    key(b'Q', &[b"q", &[kind], &id.to_be_bytes()])
+}
+
+/// All quotas.
+pub(crate) fn quotas() -> Span {
+    Span::prefix(b"Qq".to_vec())
+}
+
+/// Kind and number of a key of [`quotas`].
+pub(crate) fn parse_quota(key: &[u8]) -> Option<(u8, u64)> {
+    let (kind, id) = key.get(2..)?.split_first()?;
+    Some((*kind, u64::from_be_bytes(id.try_into().ok()?)))
+}
+
+/// What a user, a group or a tree uses of a resource.
+pub(crate) fn usage(kind: u8, id: u64, resource: u8) -> Vec<u8> {
+    key(b'Q', &[b"u", &[kind], &id.to_be_bytes(), &[resource]])
+}
+
+/// What all of a kind use.
+pub(crate) fn usages(kind: u8) -> Span {
+    Span::prefix(vec![b'Q', b'u', kind])
+}
+
+/// What one of a kind uses.
+pub(crate) fn usages_of(kind: u8, id: u64) -> Span {
+    Span::prefix(key(b'Q', &[b"u", &[kind], &id.to_be_bytes()]))
+}
+
+/// A directory that is still to be counted in a tree.
+pub(crate) fn walk(tree: u64, dir: InodeId) -> Vec<u8> {
+    key(b'Q', &[b"w", &tree.to_be_bytes(), &dir.0.to_be_bytes()])
+}
+
+/// All directories that are still to be counted.
+pub(crate) fn walks() -> Span {
+    Span::prefix(b"Qw".to_vec())
+}
+
+/// All directories that are still to be counted in a tree.
+pub(crate) fn walks_of(tree: u64) -> Span {
+    Span::prefix(key(b'Q', &[b"w", &tree.to_be_bytes()]))
+}
+
+/// Tree and directory of a key of [`walks`].
+pub(crate) fn parse_walk(key: &[u8]) -> Option<(u64, InodeId)> {
+    let (tree, dir) = parse_pair(key.get(1..)?)?;
+    Some((tree, InodeId(dir)))
+}
+
 /// A directory that is to be emptied.
 pub(crate) fn doomed(inode: InodeId) -> Vec<u8> {
     key(b'W', &[&inode.0.to_be_bytes()])
@@ -270,6 +329,8 @@ mod tests {
                 Some((InodeId(a), SessionId(b)))
             );
             prop_assert_eq!(parse_garbage(&garbage(a, InodeId(b))), Some((a, InodeId(b))));
+            prop_assert_eq!(parse_walk(&walk(a, InodeId(b))), Some((a, InodeId(b))));
+            prop_assert_eq!(parse_quota(&quota(7, a)), Some((7, a)));
             prop_assert_eq!(parse_trim(&trim(InodeId(a))), Some(InodeId(a)));
             prop_assert_eq!(parse_client(&client(ClientId(c))), Some(ClientId(c)));
             let before = answers_up_to(ClientId(c), a);

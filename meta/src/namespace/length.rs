@@ -85,7 +85,8 @@ pub(crate) fn covers(file: &InodeRecord, end: u64, epoch: u64) -> bool {
     epoch < file.epoch || (epoch == file.epoch && end <= file.size)
 }
 
-fn check_size(layout: &Layout, size: u64) -> Result<()> {
+/// [`ErrorCode::FileTooLarge`] unless a file may be so long.
+pub(crate) fn check_size(layout: &Layout, size: u64) -> Result<()> {
     let max = layout.max_file_size();
     if size > max {
         let what = format!("a size of {size} bytes exceeds the maximum file size {max}");

@@ -101,6 +101,19 @@ pub(crate) struct InodeRecord {
     /// Bytes of their values.
     #[prost(uint32, tag = "23")]
     pub(crate) xattr_values: u32,
+    /// Under which count of owners it is in the usage of its user and group; see [`super::usage`].
+    #[prost(uint64, tag = "50")]
+    pub(crate) owner_era: u64,
+    /// In the usage of which directory's tree it is; what is created in a directory is in the same.
+    #[prost(uint64, tag = "51")]
+    pub(crate) tree: u64,
+    /// Of a file that is being written: how far its writers may write, and so what is counted if it is more than the
+    /// size. 0: no further than that.
+    #[prost(uint64, tag = "52")]
+    pub(crate) granted: u64,
+    /// How often a grant was taken back.
+    #[prost(uint64, tag = "53")]
+    pub(crate) grant: u64,
 }
 
 impl InodeRecord {
@@ -118,6 +131,15 @@ impl InodeRecord {
 
     pub(crate) fn epoch(&self) -> TruncateEpoch {
         TruncateEpoch(self.epoch)
+    }
+
+    /// What quotas count of its bytes: lengths, because a hole may be filled at any time.
+    pub(crate) fn charged_bytes(&self) -> u64 {
+        if self.is_file() {
+            self.size.max(self.granted)
+        } else {
+            0
+        }
     }
 
     /// The layout of a file.
@@ -198,6 +220,47 @@ pub(crate) struct Xattr {
     pub(crate) value: Bytes,
 }
 
+/// Limits of a directory, a user or a group.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct QuotaRecord {
+    #[prost(uint64, optional, tag = "1")]
+    pub(crate) bytes: Option<u64>,
+    #[prost(uint64, optional, tag = "2")]
+    pub(crate) inodes: Option<u64>,
+    /// Of a directory: what [`InodeRecord::tree`] says of those that are counted. Never used twice.
+    #[prost(uint64, tag = "3")]
+    pub(crate) tree: u64,
+    /// Of a directory: what was in it before is still being counted.
+    #[prost(bool, tag = "4")]
+    pub(crate) counting: bool,
+    /// Of a directory: its path when the quota was set.
+    #[prost(string, tag = "5")]
+    pub(crate) label: String,
+}
+
+/// Whether and under which number users and groups are counted.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(crate) struct OwnersRecord {
+    /// See [`InodeRecord::owner_era`]; never used twice.
+    #[prost(uint64, tag = "1")]
+    pub(crate) era: u64,
+    #[prost(bool, tag = "2")]
+    pub(crate) active: bool,
+    /// Inodes after `after` from before this era are still to be counted.
+    #[prost(bool, tag = "3")]
+    pub(crate) counting: bool,
+    #[prost(uint64, tag = "4")]
+    pub(crate) after: u64,
+}
+
+/// A directory whose entries are still to be counted in a tree.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct WalkRecord {
+    /// The last name that is done.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) after: Bytes,
+}
+
 /// The answer to a request, for a retry of it.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Answer {
@@ -242,6 +305,22 @@ mod tests {
         };
         let golden = [
             1, 8, 172, 2, 16, 1, 24, 164, 3, 48, 1, 56, 5, 66, 0, 74, 0, 82, 0, 104, 2,
+        ];
+        assert_eq!(encode(&record), golden);
+        assert_eq!(decode::<InodeRecord>(&golden), Ok(record));
+    }
+
+    #[test]
+    fn marks_of_quotas_keep_their_encoding() {
+        let record = InodeRecord {
+            owner_era: 1,
+            tree: 300,
+            granted: 5,
+            grant: 2,
+            ..InodeRecord::default()
+        };
+        let golden = [
+            1, 66, 0, 74, 0, 82, 0, 144, 3, 1, 152, 3, 172, 2, 160, 3, 5, 168, 3, 2,
         ];
         assert_eq!(encode(&record), golden);
         assert_eq!(decode::<InodeRecord>(&golden), Ok(record));

@@ -11,6 +11,7 @@ mod locks;
 mod model;
 mod permissions;
 mod posix;
+mod quota;
 mod races;
 mod rename;
 mod sessions;

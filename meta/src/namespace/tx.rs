@@ -6,7 +6,11 @@
 //! their directory (times, number of subdirectories) is kept in keys of its own that are written
 //! without being read.
 //!
+//! **Usage.** What it stores and removes of inodes is counted at its end, see [`super::usage`].
+//!
 //! **Caches.** What its caller is told is noted, and what it changes is collected, see [`crate::interests`].
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use emberfs_proto::ids::InodeId;
@@ -17,6 +21,8 @@ use prost::Message;
 use super::core::Core;
 use super::keys::{self, Span};
 use super::records::{Dentry, DirTimes, InodeRecord, TrimIntent, decode, encode};
+use super::usage::Ledger;
+use super::usage::table::Table;
 use super::{names, time};
 use crate::interests::{Changed, Noter};
 use crate::kv::Transaction;
@@ -32,6 +38,10 @@ pub(crate) struct Tx<'a> {
     noter: Option<Noter>,
     /// What it changes, for those who cached it.
     changed: Changed,
+    /// Which quotas there are.
+    pub(super) quotas: Arc<Table>,
+    /// What it does to usage.
+    pub(super) ledger: Ledger,
 }
 
 impl<'a> Tx<'a> {
@@ -44,6 +54,8 @@ impl<'a> Tx<'a> {
             conflicts: true,
             noter,
             changed: Changed::default(),
+            quotas: core.quotas.current(),
+            ledger: Ledger::default(),
         }
     }
 
@@ -107,11 +119,26 @@ impl<'a> Tx<'a> {
         self.txn.add_i64(counter, delta);
     }
 
+    /// See [`Transaction::add_at_most`].
+    pub(super) fn add_at_most(&mut self, counter: &[u8], delta: i64, max: i64) {
+        self.txn.add_at_most(counter, delta, max);
+    }
+
+    /// A number changed by [`Self::add`], without a conflict.
+    pub(super) fn peek_number(&mut self, key: &[u8]) -> Result<i64> {
+        let bytes = self.txn.get_snapshot(key)?;
+        Ok(as_number(bytes.as_deref()))
+    }
+
+    /// As [`Self::scan`], without a conflict.
+    pub(crate) fn peek(&mut self, span: &Span, limit: usize) -> Result<Vec<(Bytes, Bytes)>> {
+        Ok(self.txn.get_range_snapshot(span.range(), limit, false)?)
+    }
+
     /// A number changed by [`Self::add`].
     pub(crate) fn number(&mut self, key: &[u8]) -> Result<i64> {
         let bytes = self.get_raw(key)?;
-        let low = bytes.as_deref().and_then(<[u8]>::first_chunk);
-        Ok(low.map_or(0, |low| i64::from_le_bytes(*low)))
+        Ok(as_number(bytes.as_deref()))
     }
 
     pub(crate) fn scan(&mut self, span: &Span, limit: usize) -> Result<Vec<(Bytes, Bytes)>> {
@@ -123,7 +150,16 @@ impl<'a> Tx<'a> {
     }
 
     pub(crate) fn inode(&mut self, id: InodeId) -> Result<Option<InodeRecord>> {
-        self.get(&keys::inode(id))
+        let record: Option<InodeRecord> = self.get(&keys::inode(id))?;
+        if let Some(record) = record.as_ref().filter(|_| self.counts()) {
+            self.ledger.read(&self.quotas, record);
+        }
+        Ok(record)
+    }
+
+    /// Whether what it stores is counted.
+    fn counts(&self) -> bool {
+        self.conflicts && !self.quotas.is_idle()
     }
 
     /// An inode that must exist: [`ErrorCode::Stale`] otherwise.
@@ -148,11 +184,22 @@ impl<'a> Tx<'a> {
 
     pub(crate) fn put_inode(&mut self, record: &InodeRecord) {
         self.changed.inodes.push(record.id());
+        self.put_marks(record);
+    }
+
+    /// As [`Self::put_inode`], if what others may have cached stays as it is.
+    pub(super) fn put_marks(&mut self, record: &InodeRecord) {
+        if self.counts() {
+            self.ledger.stored(&self.quotas, record);
+        }
         self.put(&keys::inode(record.id()), record);
     }
 
     /// Adds an inode; a directory gets its times.
     pub(crate) fn add_inode(&mut self, record: &InodeRecord) {
+        if self.counts() {
+            self.ledger.added(record.id());
+        }
         self.put_inode(record);
         self.add(keys::INODES, 1);
         if record.is_dir() {
@@ -164,6 +211,9 @@ impl<'a> Tx<'a> {
     pub(crate) fn drop_inode(&mut self, record: &InodeRecord) {
         self.changed.inodes.push(record.id());
         self.delete(&keys::inode(record.id()));
+        if self.counts() {
+            self.ledger.dropped(record.id());
+        }
         self.add(keys::INODES, -1);
         if record.is_dir() {
             self.delete(&keys::dir_times(record.id()));
@@ -266,7 +316,13 @@ impl<'a> Tx<'a> {
             sparse: record.sparse,
             has_acl: !record.acl.is_empty() || !record.default_acl.is_empty(),
             has_xattrs: record.xattr_names > 0,
+            ..pb::Attr::default()
         };
+        if self.quotas.limits_bytes(record) {
+            attr.limited = true;
+            attr.granted = record.charged_bytes();
+            attr.grant = record.grant;
+        }
         if record.is_dir() {
             let times = self.get::<DirTimes>(&keys::dir_times(record.id()))?;
             if let Some(times) = times {
@@ -305,7 +361,13 @@ impl<'a> Tx<'a> {
             atime: now,
             mtime: now,
             ctime: now,
+            owner_era: self.quotas.era(),
             ..InodeRecord::default()
         })
     }
+}
+
+fn as_number(bytes: Option<&[u8]>) -> i64 {
+    let low = bytes.and_then(<[u8]>::first_chunk);
+    low.map_or(0, |low| i64::from_le_bytes(*low))
 }

@@ -8,6 +8,7 @@ mod data;
 mod locks;
 mod model;
 mod names;
+mod quotas;
 mod xattrs;
 
 use std::path::{Path, PathBuf};

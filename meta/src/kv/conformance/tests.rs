@@ -18,6 +18,8 @@ enum Weakness {
     RangesUnchecked,
     /// Declared writes are forgotten.
     DeclarationsForgotten,
+    /// Limits of numbers are not checked.
+    LimitsIgnored,
 }
 
 struct Weak(MemoryEngine, Weakness);
@@ -86,6 +88,12 @@ impl Transaction for WeakTransaction {
     fn add_i64(&mut self, key: &[u8], delta: i64) {
         self.0.add_i64(key, delta);
     }
+    fn add_at_most(&mut self, key: &[u8], delta: i64, max: i64) {
+        match self.1 {
+            Weakness::LimitsIgnored => self.0.add_i64(key, delta),
+            _ => self.0.add_at_most(key, delta, max),
+        }
+    }
     fn max_u64(&mut self, key: &[u8], value: u64) {
         self.0.max_u64(key, value);
     }
@@ -140,6 +148,13 @@ fn an_engine_that_forgets_declared_writes_is_caught() {
     let properties: [Property; 2] = [anomalies::rmdir_against_create, conflicts::explicit];
     for property in properties {
         assert!(!passes(Weakness::DeclarationsForgotten, property));
+    }
+}
+
+#[test]
+fn an_engine_that_ignores_limits_is_caught() {
+    for property in [bounds::one_transaction, bounds::fill_exactly] {
+        assert!(!passes(Weakness::LimitsIgnored, property));
     }
 }
 

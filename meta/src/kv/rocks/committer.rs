@@ -2,7 +2,8 @@
 //!
 //! All transactions of a group are validated in order, each against the window of recent commits
 //! including the accepted ones before it in the same group; the writes of the accepted ones are merged
-//! into one batch, which is written with one sync; then all are answered. While the disk syncs,
+//! into one batch, which is written with one sync; then all are answered. Limits of numbers
+//! ([`crate::kv::Transaction::add_at_most`]) are judged in the same order. While the disk syncs,
 //! the next group gathers ([`super::queue`]).
 //!
 //! The refused are answered after the write as well: a transaction that lost against a member of
@@ -19,6 +20,7 @@ use super::queue::{Ticket, Word};
 use super::snapshot::io;
 use crate::kv::conflict::Window;
 use crate::kv::mutations::{Mutations, Write};
+use crate::kv::transaction::CommitRequest;
 use crate::kv::{Clock, CommitVersion, KvError, KvResult};
 
 /// Writes a batch durably. A parameter so that a test can make it fail.
@@ -36,7 +38,7 @@ pub(super) fn write_synced(db: &DB, batch: WriteBatch) -> Result<(), String> {
 pub struct CommitStats {
     /// Transactions committed.
     pub committed: u64,
-    /// Transactions refused for a conflict or their age.
+    /// Transactions refused for a conflict, a limit or their age.
     pub refused: u64,
     /// Synced writes; fewer than transactions when they share.
     pub groups: u64,
@@ -100,7 +102,7 @@ impl Committer {
         for Ticket { request, tell } in group {
             let verdict = match &self.poison {
                 Some(why) => Err(KvError::Closed(why.clone())),
-                None => self.window.check(request.read_version, &request.reads),
+                None => self.judge(&request, &mutations),
             };
             let verdict = verdict.map(|()| {
                 self.version += 1;
@@ -135,14 +137,23 @@ impl Committer {
         }
     }
 
+    /// Whether a transaction may commit after those that are stored and those accepted before it in its group.
+    fn judge(&self, request: &CommitRequest, accepted: &Mutations) -> KvResult<()> {
+        self.window.check(request.read_version, &request.reads)?;
+        request.bounds.check(&request.mutations, |key| {
+            accepted.value(key, |key| self.stored(key))
+        })
+    }
+
+    fn stored(&self, key: &[u8]) -> KvResult<Option<Bytes>> {
+        let found = self.db.get_pinned(key).map_err(io)?;
+        Ok(found.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
     /// Writes the merged mutations of a group. After a failure the window knows commits that the
     /// store may not have, so nothing may be judged by it any more.
     fn write_group(&mut self, mut mutations: Mutations) -> KvResult<()> {
-        let stored = |key: &[u8]| {
-            let found = self.db.get_pinned(key).map_err(io)?;
-            Ok(found.map(|value| Bytes::copy_from_slice(&value)))
-        };
-        if let Err(error) = mutations.resolve(stored) {
+        if let Err(error) = mutations.resolve(|key| self.stored(key)) {
             self.poison(&error.to_string());
             return Err(error);
         }

@@ -159,7 +159,7 @@ mod tests {
     use super::*;
     use crate::kv::Clock;
     use crate::kv::conflict::{ReadSet, WriteSet};
-    use crate::kv::mutations::Mutations;
+    use crate::kv::mutations::{Bounds, Mutations};
 
     fn request() -> CommitRequest {
         let mut mutations = Mutations::default();
@@ -170,6 +170,7 @@ mod tests {
             reads: ReadSet::default(),
             writes: WriteSet::new(&mutations, std::collections::BTreeSet::new()),
             mutations,
+            bounds: Bounds::default(),
             bytes: 100,
         }
     }

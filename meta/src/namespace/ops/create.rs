@@ -11,6 +11,7 @@ use crate::namespace::core::{Step, Who};
 use crate::namespace::names;
 use crate::namespace::records::InodeRecord;
 use crate::namespace::tx::Tx;
+use crate::namespace::usage;
 use crate::sessions::Held;
 
 /// Opens a name, creating the file if there is none.
@@ -38,7 +39,10 @@ pub(crate) fn create(
     }
     access::check(&who.cred, &dir, access::WRITE)?;
 
-    let file = new_file(tx, &who.cred, &dir, &req.name, req.mode, req.umask)?;
+    let mut file = new_file(tx, &who.cred, &dir, &req.name, req.mode, req.umask)?;
+    if req.write && usage::grant_first(tx, &mut file)? {
+        tx.put_marks(&file);
+    }
     // What one creates one may write, whatever the mode says.
     let session = open::begin_session(tx, who, file.id(), req.write, held)?;
     let attr = Some(tx.attr(&file)?);
@@ -70,6 +74,7 @@ pub(crate) fn mknod(tx: &mut Tx<'_>, cred: &Cred, req: &pb::MknodRequest) -> Res
             let (mode, gid) = access::inherit(cred, &dir, false, req.mode);
             let mut node = tx.fresh(kind, mode, cred.uid, gid)?;
             acl::inherit(&dir, &mut node, req.umask)?;
+            usage::inherit(tx, &dir, &mut node);
             if matches!(kind, FileKind::CharDevice | FileKind::BlockDevice) {
                 node.rdev = req.rdev;
             }
@@ -109,6 +114,7 @@ pub(super) fn fresh_file(
     let (mode, gid) = access::inherit(cred, dir, false, mode);
     let mut file = tx.fresh(FileKind::File, mode, cred.uid, gid)?;
     acl::inherit(dir, &mut file, umask)?;
+    usage::inherit(tx, dir, &mut file);
     file.layout = Some(layout.into());
     Ok(file)
 }

@@ -9,6 +9,7 @@ use crate::namespace::access::{self, Cred};
 use crate::namespace::acl;
 use crate::namespace::names;
 use crate::namespace::tx::Tx;
+use crate::namespace::usage;
 
 pub(crate) fn mkdir(tx: &mut Tx<'_>, cred: &Cred, req: &pb::MkdirRequest) -> Result<pb::AttrReply> {
     names::check(&req.name)?;
@@ -23,6 +24,7 @@ pub(crate) fn mkdir(tx: &mut Tx<'_>, cred: &Cred, req: &pb::MkdirRequest) -> Res
     let (mode, gid) = access::inherit(cred, &dir, true, req.mode);
     let mut child = tx.fresh(FileKind::Directory, mode, cred.uid, gid)?;
     acl::inherit(&dir, &mut child, req.umask)?;
+    usage::inherit(tx, &dir, &mut child);
     child.layout = dir.layout;
     child.parent = req.parent;
     tx.add_inode(&child);

@@ -8,6 +8,7 @@ use super::{lookup, unnamed};
 use crate::namespace::access::{self, Cred};
 use crate::namespace::names;
 use crate::namespace::tx::Tx;
+use crate::namespace::usage;
 
 /// Most names of one inode, as on ext4.
 const MAX_LINKS: u32 = 65_000;
@@ -29,6 +30,7 @@ pub(crate) fn link(tx: &mut Tx<'_>, cred: &Cred, req: &pb::LinkRequest) -> Resul
         );
         return Err(Error::new(ErrorCode::NotPermitted, what));
     }
+    usage::check_link(tx, &mut inode, &dir)?;
     if inode.nlink == 0 {
         unnamed::keep(tx, &mut inode)?;
     }
@@ -65,6 +67,7 @@ pub(crate) fn symlink(
     let mut inode = tx.fresh(FileKind::Symlink, mode, cred.uid, gid)?;
     inode.size = req.target.len() as u64;
     inode.target = req.target.clone();
+    usage::inherit(tx, &dir, &mut inode);
     tx.add_inode(&inode);
     tx.put_dentry(parent, &req.name, &inode);
     tx.touch_dir(parent);

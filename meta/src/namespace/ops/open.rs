@@ -12,7 +12,7 @@ use super::xattr;
 use crate::namespace::core::{Step, Who};
 use crate::namespace::records::{InodeRecord, SessionRecord};
 use crate::namespace::tx::Tx;
-use crate::namespace::{access, keys, length, names};
+use crate::namespace::{access, keys, length, names, usage};
 use crate::sessions::Held;
 
 /// What for.
@@ -85,6 +85,7 @@ pub(super) fn open_file(
         }
         xattr::drop_capability(tx, &mut file)?;
         length::resize(tx, &mut file, 0)?;
+        usage::truncated(tx, &mut file, who.client)?;
         tx.put_inode(&file);
     }
     let session = begin_session(tx, who, file.id(), want.write, held)?;

@@ -7,6 +7,7 @@ use crate::namespace::access::{self, Cred, EXEC, WRITE};
 use crate::namespace::names;
 use crate::namespace::records::InodeRecord;
 use crate::namespace::tx::Tx;
+use crate::namespace::usage;
 
 /// Directories deeper than this are refused as rename targets: the walk to the root is one transaction.
 const MAX_DEPTH: usize = 10_000;
@@ -66,7 +67,13 @@ pub(crate) fn rename(
         }
     }
 
-    // 4. Do it.
+    // 4. Quotas count them where they will be.
+    usage::check_move(tx, &mut moved, &from_dir, &to_dir)?;
+    if let Some(other) = replaced.as_mut().filter(|_| req.exchange) {
+        usage::check_move(tx, other, &to_dir, &from_dir)?;
+    }
+
+    // 5. Do it.
     let reply_replaced = match &mut replaced {
         Some(other) if req.exchange => {
             place(tx, other, to, from, &req.name);

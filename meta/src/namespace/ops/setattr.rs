@@ -8,7 +8,7 @@ use crate::namespace::access::{self, Cred, SETGID, SETUID};
 use crate::namespace::core::{Step, Who};
 use crate::namespace::records::{DirTimes, InodeRecord};
 use crate::namespace::tx::Tx;
-use crate::namespace::{keys, length, time};
+use crate::namespace::{keys, length, time, usage};
 
 pub(crate) fn setattr(
     tx: &mut Tx<'_>,
@@ -163,5 +163,6 @@ fn change_size(
     if !who.cred.is_root() {
         inode.mode = access::without_set_ids(inode.mode);
     }
-    length::resize(tx, inode, size)
+    length::resize(tx, inode, size)?;
+    usage::truncated(tx, inode, who.client)
 }

@@ -5,6 +5,8 @@
 //! the chunks instead. So it is when a process takes over what another one had open for writing, which may have
 //! stored bytes and died before its report.
 
+use std::collections::BTreeSet;
+
 use emberfs_proto::ids::{InodeId, SessionId, TruncateEpoch};
 use emberfs_proto::layout::Layout;
 use emberfs_proto::{Error, ErrorCode, Result, pb};
@@ -13,7 +15,7 @@ use super::xattr;
 use crate::namespace::core::Who;
 use crate::namespace::records::InodeRecord;
 use crate::namespace::tx::Tx;
-use crate::namespace::{access, keys, length, time};
+use crate::namespace::{access, keys, length, time, usage};
 
 /// What an attempt came to.
 #[derive(Debug)]
@@ -41,6 +43,8 @@ pub(crate) fn sync(
     close: bool,
     settled: Option<Settled>,
 ) -> Result<Report> {
+    // The bytes are there already.
+    tx.ignore_limits();
     let id = InodeId(req.inode);
     let session = SessionId(req.session);
     let mut inode = tx.live(id)?;
@@ -85,19 +89,25 @@ pub(crate) fn sync(
     }
     if close && known == Some(true) {
         tx.delete(&keys::session(id, session));
+        if usage::ended(tx, &mut inode)? {
+            tx.put_marks(&inode);
+        }
     }
     let attr = Some(tx.attr(&inode)?);
     Ok(Report::Done(pb::AttrReply { attr }))
 }
 
 /// Ends the records of those sessions that write.
-pub(crate) fn close_many(tx: &mut Tx<'_>, who: &Who, sessions: &[pb::SessionRef]) {
+pub(crate) fn close_many(tx: &mut Tx<'_>, who: &Who, sessions: &[pb::SessionRef]) -> Result<()> {
+    let mut written = BTreeSet::new();
     for one in sessions {
         let (inode, session) = (InodeId(one.inode), SessionId(one.session));
         if tx.core.sessions.check(who.client, inode, session) == Some(true) {
             tx.delete(&keys::session(inode, session));
+            written.insert(inode);
         }
     }
+    usage::give_back(tx, written)
 }
 
 /// The session is gone (the client was silent for too long): who may write the file now may also say

@@ -75,6 +75,9 @@ impl Transaction for CountingTxn {
     fn add_i64(&mut self, key: &[u8], delta: i64) {
         self.inner.add_i64(key, delta);
     }
+    fn add_at_most(&mut self, key: &[u8], delta: i64, max: i64) {
+        self.inner.add_at_most(key, delta, max);
+    }
     fn max_u64(&mut self, key: &[u8], value: u64) {
         self.inner.max_u64(key, value);
     }

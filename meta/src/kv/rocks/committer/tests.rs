@@ -3,6 +3,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 use super::*;
 use crate::kv::conflict::{ReadSet, WriteSet};
+use crate::kv::mutations::Bounds;
 use crate::kv::rocks::open;
 use crate::kv::rocks::queue::{MAX_GROUP, MAX_GROUP_BYTES, take_group};
 use crate::kv::transaction::CommitRequest;
@@ -25,6 +26,7 @@ fn request(read_version: u64, reads: &[&str], puts: &[&str]) -> CommitRequest {
         },
         writes: WriteSet::new(&mutations, std::collections::BTreeSet::new()),
         mutations,
+        bounds: Bounds::default(),
         bytes: 100,
     }
 }
