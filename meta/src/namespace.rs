@@ -21,6 +21,7 @@ mod ops;
 pub(crate) mod records;
 mod status;
 pub(crate) mod time;
+mod trash;
 mod trim;
 mod tx;
 mod xattr;

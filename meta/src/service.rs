@@ -96,4 +96,9 @@ delegate! {
     list_xattr(GetAttrRequest) -> ListXattrReply = list_xattr;
     close_many(CloseManyRequest) -> CloseManyReply = close_many;
     list_inodes(ListInodesRequest) -> ListInodesReply = list_inodes;
+    set_trash(SetTrashRequest) -> TrashPolicy = set_trash;
+    get_trash(GetAttrRequest) -> TrashPolicy = get_trash;
+    list_trash(ListTrashRequest) -> ListTrashReply = list_trash;
+    restore_trash(RestoreTrashRequest) -> RestoreTrashReply = restore_trash;
+    purge_trash(PurgeTrashRequest) -> PurgeTrashReply = purge_trash;
 }

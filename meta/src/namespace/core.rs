@@ -15,6 +15,7 @@ use super::access::Cred;
 use super::ids::Ids;
 use super::keys;
 use super::records::{Answer, ClientRecord, InodeRecord, SessionRecord, decode};
+use super::trash;
 use super::tx::Tx;
 use crate::interests::Interests;
 use crate::kv::{self, Engine, RetryPolicy, Transaction};
@@ -46,6 +47,7 @@ pub(crate) struct Core {
     pub(crate) defaults: LayoutDefaults,
     /// Told when an inode may have become garbage that nobody has open.
     pub(crate) garbage: Notify,
+    pub(crate) trash: trash::Switch,
     ids: Ids,
 }
 
@@ -92,6 +94,9 @@ pub(crate) enum Operation {
     SetXattr = 20,
     RemoveXattr = 21,
     RemoveTree = 40,
+    SetTrash = 60,
+    RestoreTrash = 61,
+    PurgeTrash = 62,
 }
 
 /// What an attempt of an operation came to.
@@ -121,6 +126,7 @@ impl Core {
             map,
             defaults,
             garbage: Notify::new(),
+            trash: trash::Switch::default(),
             ids: Ids::default(),
         };
         core.format()?;
@@ -148,6 +154,7 @@ impl Core {
     }
 
     fn load(&self) -> Result<()> {
+        self.read(|tx| self.trash.load(tx))?;
         self.each(keys::clients(), |key, value| {
             if let Some(id) = keys::parse_client(key) {
                 let record: ClientRecord = decode(value)?;

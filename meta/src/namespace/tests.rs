@@ -14,6 +14,8 @@ mod posix;
 mod races;
 mod rename;
 mod sessions;
+mod trash;
+mod trash_restore;
 mod tree;
 mod unnamed;
 mod xattr;

@@ -126,6 +126,17 @@ impl<'a> Tx<'a> {
         self.get(&keys::inode(id))
     }
 
+    /// As [`Self::inode`], whatever becomes of it before the commit.
+    pub(crate) fn peek_inode(&mut self, id: InodeId) -> Result<Option<InodeRecord>> {
+        let found = self.txn.get_snapshot(&keys::inode(id))?;
+        found.map(|bytes| decode(&bytes)).transpose()
+    }
+
+    /// As [`Self::scan`], whatever becomes of it before the commit.
+    pub(crate) fn peek_span(&mut self, span: &Span, limit: usize) -> Result<Vec<(Bytes, Bytes)>> {
+        Ok(self.txn.get_range_snapshot(span.range(), limit, false)?)
+    }
+
     /// An inode that must exist: [`ErrorCode::Stale`] otherwise.
     pub(crate) fn live(&mut self, id: InodeId) -> Result<InodeRecord> {
         self.inode(id)?.ok_or_else(|| names::stale(id))
@@ -136,7 +147,7 @@ impl<'a> Tx<'a> {
     pub(crate) fn dir(&mut self, id: InodeId) -> Result<InodeRecord> {
         let gone = || Error::new(ErrorCode::NotFound, format!("directory {id} was deleted"));
         let record = self.inode(id)?.ok_or_else(gone)?;
-        if record.is_dir() && record.condemned {
+        if record.is_dir() && (record.condemned || record.trashed != 0) {
             return Err(gone());
         }
         if !record.is_dir() {
@@ -165,6 +176,9 @@ impl<'a> Tx<'a> {
         self.changed.inodes.push(record.id());
         self.delete(&keys::inode(record.id()));
         self.add(keys::INODES, -1);
+        if record.trash_keep.is_some() {
+            self.add(keys::TRASH_POLICIES, -1);
+        }
         if record.is_dir() {
             self.delete(&keys::dir_times(record.id()));
             self.delete(&keys::subdirs(record.id()));
