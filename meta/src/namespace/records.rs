@@ -99,6 +99,9 @@ pub(crate) struct InodeRecord {
     /// [`TrashEntry`]). 0: it is not.
     #[prost(uint64, tag = "52")]
     pub(crate) trashed: u64,
+    /// Of a directory: how often it came back from the trash.
+    #[prost(uint32, tag = "53")]
+    pub(crate) returns: u32,
     /// Access ACL as [`super::acl`] encodes it; empty: the mode tells everything. Of its owner, mask and
     /// other entries the mode's bits count.
     #[prost(bytes = "bytes", tag = "20")]

@@ -117,6 +117,9 @@ fn put_back(
     inode.ctime = tx.now;
     if inode.is_dir() {
         inode.trashed = 0;
+        // A kernel that removed it, and that still has it because somebody does, lets nobody into it any more: to
+        // that one it is another directory now.
+        inode.returns += 1;
         inode.parent = parent.0;
         inode.name = Bytes::copy_from_slice(name);
         tx.add_subdirs(parent, 1);

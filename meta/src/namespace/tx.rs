@@ -276,7 +276,7 @@ impl<'a> Tx<'a> {
             rdev: record.rdev,
             layout: record.layout,
             truncate_epoch: record.epoch,
-            generation: 1,
+            generation: 1 + u64::from(record.returns),
             sparse: record.sparse,
             has_acl: !record.acl.is_empty() || !record.default_acl.is_empty(),
             has_xattrs: record.xattr_names > 0,

@@ -125,11 +125,13 @@ async fn a_directory_removed_name_by_name_comes_back_as_a_whole() {
     }
     let before = below(&f, dir, "").await;
     let inodes = f.summary().await.inodes;
+    let generation = f.attr(top).await.unwrap().generation;
     remove_by_name(&f, dir, "top").await;
     assert_eq!(f.attr(dir).await.unwrap().nlink, 2);
     restore(&f, dir, "top").await.unwrap();
     assert_eq!(below(&f, dir, "").await, before);
     assert_eq!(f.attr(top).await.unwrap().nlink, 5);
+    assert_eq!(f.attr(top).await.unwrap().generation, generation + 1);
     assert_eq!(f.attr(dir).await.unwrap().nlink, 3);
     assert!(all(&f).await.is_empty());
     expire_all(&f).await;
