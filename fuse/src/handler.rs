@@ -14,6 +14,7 @@ mod locks;
 mod namespace;
 #[cfg(test)]
 mod tests;
+mod virtual_dir;
 mod xattr;
 
 use std::collections::HashMap;
@@ -36,6 +37,7 @@ pub(crate) use dirs::DirItem;
 use inodes::Inodes;
 use io::FileHandle;
 pub(crate) use io::{Opened, Written};
+pub(crate) use virtual_dir::Vanished;
 
 /// The node number of the mount's root.
 pub(crate) const ROOT_NODE: u64 = 1;
