@@ -102,9 +102,9 @@ fn what_programs_remove_comes_back_on_every_mount() -> Result<()> {
     ensure!(listed(&cluster, &["--all"])?.is_empty());
 
     // 2. A tree, by one request.
-    cluster
-        .emberfs("rm", &["-r", "/data/tree"])?
-        .expect_code(0)?;
+    let removed = cluster.emberfs("rm", &["-r", "/data/tree"])?;
+    let said = removed.expect_code(0)?.stdout;
+    ensure!(said.contains("emberfs trash empty"), "{said}");
     wait(SOON, || Ok(!tree.exists()))?;
     ensure!(listed(&cluster, &["--all"])? == ["/data/tree"]);
     fs::create_dir(&tree)?;
