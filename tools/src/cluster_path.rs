@@ -70,7 +70,7 @@ pub(crate) fn hint(path: &str, code: ErrorCode) -> String {
 }
 
 /// What a path of this host that lies on a mount is called in its cluster.
-fn in_cluster(path: &str) -> Option<String> {
+pub(crate) fn in_cluster(path: &str) -> Option<String> {
     let path = std::path::absolute(path).ok()?;
     let mount = mount_table::above(&path).ok()??;
     let rest = path.strip_prefix(&mount.path).ok()?;

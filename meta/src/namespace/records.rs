@@ -89,18 +89,18 @@ pub(crate) struct InodeRecord {
     #[prost(bool, tag = "31")]
     pub(crate) sparse: bool,
     /// Of a directory: its name in `parent`. Empty: it was made before this field, and never moved.
-    #[prost(bytes = "bytes", tag = "50")]
+    #[prost(bytes = "bytes", tag = "60")]
     pub(crate) name: Bytes,
     /// Of a directory: how long what is removed from it stays in the trash, seconds; 0: not at all; absent: as the
     /// parent says.
-    #[prost(uint64, optional, tag = "51")]
+    #[prost(uint64, optional, tag = "61")]
     pub(crate) trash_keep: Option<u64>,
     /// Of a directory: it is in the trash, removed at that time (nanoseconds, as in the key of its
     /// [`TrashEntry`]). 0: it is not.
-    #[prost(uint64, tag = "52")]
+    #[prost(uint64, tag = "62")]
     pub(crate) trashed: u64,
     /// Of a directory: how often it came back from the trash.
-    #[prost(uint32, tag = "53")]
+    #[prost(uint32, tag = "63")]
     pub(crate) returns: u32,
     /// Access ACL as [`super::acl`] encodes it; empty: the mode tells everything. Of its owner, mask and
     /// other entries the mode's bits count.
@@ -299,6 +299,22 @@ mod tests {
         };
         let golden = [
             1, 8, 172, 2, 16, 1, 24, 164, 3, 48, 1, 56, 5, 66, 0, 74, 0, 82, 0, 104, 2,
+        ];
+        assert_eq!(encode(&record), golden);
+        assert_eq!(decode::<InodeRecord>(&golden), Ok(record));
+    }
+
+    #[test]
+    fn what_an_inode_record_tells_of_trash_keeps_its_encoding() {
+        let record = InodeRecord {
+            name: Bytes::from_static(b"a"),
+            trash_keep: Some(0),
+            trashed: 300,
+            returns: 2,
+            ..InodeRecord::default()
+        };
+        let golden = [
+            1, 66, 0, 74, 0, 82, 0, 226, 3, 1, 97, 232, 3, 0, 240, 3, 172, 2, 248, 3, 2,
         ];
         assert_eq!(encode(&record), golden);
         assert_eq!(decode::<InodeRecord>(&golden), Ok(record));
