@@ -79,6 +79,7 @@ mod stats;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod trash;
 mod unnamed;
 mod watch;
 mod window;

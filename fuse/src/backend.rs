@@ -98,6 +98,12 @@ pub(crate) trait Backend: Send + Sync + 'static {
         parent: InodeId,
         name: &[u8],
     ) -> impl Future<Output = Result<Attr>> + Send;
+    fn remove_tree(
+        &self,
+        creds: &Creds,
+        parent: InodeId,
+        name: &[u8],
+    ) -> impl Future<Output = Result<Attr>> + Send;
     fn rename(
         &self,
         creds: &Creds,
@@ -318,6 +324,10 @@ impl Backend for Client {
 
     async fn rmdir(&self, creds: &Creds, parent: InodeId, name: &[u8]) -> Result<Attr> {
         self.rmdir(creds, parent, name).await
+    }
+
+    async fn remove_tree(&self, creds: &Creds, parent: InodeId, name: &[u8]) -> Result<Attr> {
+        self.remove_tree(creds, parent, name).await
     }
 
     async fn rename(

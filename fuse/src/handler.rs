@@ -15,6 +15,7 @@ mod namespace;
 mod succession;
 #[cfg(test)]
 mod tests;
+mod virtual_dir;
 mod xattr;
 
 use std::collections::HashMap;
@@ -39,6 +40,7 @@ use inodes::Inodes;
 use io::FileHandle;
 pub(crate) use io::{Opened, Written};
 pub(crate) use succession::Asked;
+pub(crate) use virtual_dir::Vanished;
 
 /// The node number of the mount's root.
 pub(crate) const ROOT_NODE: u64 = 1;

@@ -404,6 +404,16 @@ impl Backend for Memory {
         self.detach(parent, name)
     }
 
+    async fn remove_tree(&self, creds: &Creds, parent: InodeId, name: &[u8]) -> Result<Attr> {
+        if creds.uid != 0 {
+            return Err(error(ErrorCode::NotPermitted));
+        }
+        if self.attr(self.child(parent, name)?)?.kind() != FileKind::Directory {
+            return Err(error(ErrorCode::NotDirectory));
+        }
+        self.detach(parent, name)
+    }
+
     async fn rename(
         &self,
         _creds: &Creds,

@@ -49,7 +49,7 @@ impl Window {
     /// A clock that was set back makes records before the window: every so many passes see all.
     const FULL_EVERY: u32 = 600;
 
-    fn begin(&mut self) -> u64 {
+    pub(crate) fn begin(&mut self) -> u64 {
         self.passes += 1;
         if self.passes >= Self::FULL_EVERY {
             *self = Self::default();
@@ -58,9 +58,16 @@ impl Window {
     }
 
     /// A whole pass found nothing older.
-    fn seen(&mut self, oldest: u64) {
+    pub(crate) fn seen(&mut self, oldest: u64) {
         self.oldest = oldest;
     }
+}
+
+/// Of everything that goes by time.
+#[derive(Debug, Default)]
+struct Windows {
+    garbage: Window,
+    trash: Window,
 }
 
 /// What one pass did.
@@ -75,11 +82,11 @@ pub(crate) struct Pass {
 /// Longest pause between two rounds while something fails.
 const MAX_PAUSE: Duration = Duration::from_mins(1);
 
-/// Sweeps in the background until `stop`: departed clients, forgotten truncations, garbage.
+/// Sweeps in the background until `stop`: departed clients, forgotten truncations, trash, garbage.
 pub(crate) async fn run(namespace: Arc<Namespace>, interval: Duration, stop: CancellationToken) {
     let started = Instant::now();
     let mut failures = 0u32;
-    let mut window = Window::default();
+    let mut windows = Windows::default();
     let mut swept: Option<Instant> = None;
     loop {
         // Unavailable chains are asked less and less often.
@@ -99,7 +106,7 @@ pub(crate) async fn run(namespace: Arc<Namespace>, interval: Duration, stop: Can
         let collects = started.elapsed() >= namespace.core.sessions.lease();
         let result = tokio::select! {
             () = stop.cancelled() => return,
-            result = round(&namespace, &mut window, sweep, collects) => result,
+            result = round(&namespace, &mut windows, sweep, collects) => result,
         };
         match result {
             Ok(Pass { failed: 0, removed }) => {
@@ -122,7 +129,7 @@ pub(crate) async fn run(namespace: Arc<Namespace>, interval: Duration, stop: Can
 
 async fn round(
     namespace: &Arc<Namespace>,
-    window: &mut Window,
+    windows: &mut Windows,
     sweep: bool,
     collects: bool,
 ) -> Result<Pass> {
@@ -130,6 +137,8 @@ async fn round(
     if sweep {
         namespace.expire(Instant::now()).await?;
         failed += namespace.sweep_trims().await?;
+        namespace.sweep_refills().await?;
+        namespace.sweep_trash(&mut windows.trash).await?;
     }
     namespace.sweep_trees().await?;
     if sweep {
@@ -137,7 +146,7 @@ async fn round(
     }
     let mut pass = Pass::default();
     if collects {
-        pass = collect(namespace, window).await?;
+        pass = collect(namespace, &mut windows.garbage).await?;
     }
     pass.failed += failed;
     Ok(pass)

@@ -22,6 +22,7 @@ pub(crate) mod quotas;
 pub(crate) mod records;
 mod status;
 pub(crate) mod time;
+mod trash;
 mod trim;
 mod tx;
 mod usage;

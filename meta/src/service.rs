@@ -100,4 +100,9 @@ delegate! {
     set_quota(SetQuotaRequest) -> ListQuotasReply = set_quota;
     list_quotas(ListQuotasRequest) -> ListQuotasReply = list_quotas;
     list_inodes(ListInodesRequest) -> ListInodesReply = list_inodes;
+    set_trash(SetTrashRequest) -> TrashPolicy = set_trash;
+    get_trash(GetAttrRequest) -> TrashPolicy = get_trash;
+    list_trash(ListTrashRequest) -> ListTrashReply = list_trash;
+    restore_trash(RestoreTrashRequest) -> RestoreTrashReply = restore_trash;
+    purge_trash(PurgeTrashRequest) -> PurgeTrashReply = purge_trash;
 }

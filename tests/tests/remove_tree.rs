@@ -1,4 +1,4 @@
-//! `emberfs rm -r`: gone at once, and really gone a little later.
+//! `emberfs rm -r`, and a rename on a mount: gone at once, and really gone a little later.
 
 use std::fs;
 use std::time::Duration;
@@ -41,6 +41,47 @@ fn a_tree_goes_by_one_request_and_its_space_comes_back() -> Result<()> {
     refused.expect_refusal(&["/old"])?;
     wait(Duration::from_secs(30), || {
         let fsck = cluster.fsck()?.json()?;
+        Ok(fsck["chunks"].as_u64() == Some(0))
+    })
+}
+
+#[test]
+fn a_tree_goes_by_a_rename_on_any_mount() -> Result<()> {
+    let options = ClusterOptions {
+        settings: vec!["meta.client_lease_ms=3000".to_owned()],
+        ..ClusterOptions::new(1, 1)
+    };
+    let cluster = TestCluster::with(options)?;
+    let whole = cluster.mount();
+    fs::create_dir(whole.join("part"))?;
+    for transport in ["classic", "ring"] {
+        let mounted = cluster.mount_again(&format!("subdir=part,transport={transport}"));
+        let part = match mounted {
+            Ok(part) => part,
+            // Not every kernel has rings.
+            Err(_) if transport == "ring" => continue,
+            Err(error) => return Err(error),
+        };
+        for (mount, seen_by_other) in [
+            (whole.as_path(), None),
+            (part.path(), Some(whole.join("part/tree"))),
+        ] {
+            fs::create_dir_all(mount.join("tree/a"))?;
+            fs::write(mount.join("tree/a/file"), b"some bytes")?;
+            if let Some(other) = &seen_by_other {
+                wait(Duration::from_secs(5), || Ok(other.join("a/file").exists()))?;
+            }
+            let remover = mount.join(".emberfs/rm-r");
+            fs::rename(mount.join("tree"), remover.join("tree"))?;
+            ensure!(!mount.join("tree").exists());
+            wait(Duration::from_secs(5), || {
+                let other = seen_by_other.as_ref().is_some_and(|path| path.exists());
+                Ok(!other && !remover.join("tree").exists())
+            })?;
+        }
+    }
+    wait(Duration::from_secs(30), || {
+        let fsck = cluster.fsck()?.expect_code(0)?.json()?;
         Ok(fsck["chunks"].as_u64() == Some(0))
     })
 }

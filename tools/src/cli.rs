@@ -1,6 +1,7 @@
 //! The command line.
 
 mod bench;
+mod trash;
 
 use std::path::PathBuf;
 
@@ -9,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::sizes::{parse_bytes, parse_rate};
 
 pub(crate) use bench::*;
+pub(crate) use trash::*;
 
 /// Where `up` keeps a cluster unless told otherwise.
 pub(crate) const DEFAULT_DIR: &str = "./emberfs-data";
@@ -85,6 +87,9 @@ pub(crate) enum Command {
     /// Limit the bytes and inodes of directories, users and groups
     #[command(after_long_help = crate::quota::HELP)]
     Quota(QuotaArgs),
+    /// Keep what is removed from directories for a while, list it, and get it back
+    #[command(after_long_help = crate::trash::HELP)]
+    Trash(TrashArgs),
     /// Measure a cluster or any directory
     Bench(BenchArgs),
     /// Look at configuration files

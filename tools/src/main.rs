@@ -7,6 +7,7 @@ mod bench;
 mod chains;
 mod cli;
 mod cluster_dir;
+mod cluster_path;
 mod config_file;
 mod daemon;
 mod down;
@@ -31,7 +32,9 @@ mod settings;
 mod show;
 mod sizes;
 mod status;
+mod trash;
 mod up;
+mod when;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -107,6 +110,7 @@ async fn run(cli: Cli) -> Result<Exit> {
         Command::Replace(args) => grow::replace(cluster, args).await,
         Command::Rm(args) => rm::rm(cluster, args).await,
         Command::Quota(args) => quota::quota(cluster, args).await,
+        Command::Trash(args) => trash::trash(cluster, args).await,
         Command::Bench(args) => bench::bench(cluster, args).await,
         Command::Config(ConfigCommand::Check(args)) => config_file::check(&args),
     }

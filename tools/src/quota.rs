@@ -10,9 +10,9 @@ use emberfs_client::{Client, ClientConfig, Creds, ErrorCode};
 use emberfs_proto::pb::{self, QuotaKind};
 
 use crate::cli::{DirArg, QuotaArgs, QuotaCommand, QuotaOf};
+use crate::cluster_path::in_cluster;
 use crate::failure::{Context, Exit, Result, fail};
 use crate::output::say;
-use crate::rm::in_cluster;
 use crate::rpc::Seat;
 use crate::sizes::{parse_bytes, parse_count};
 use view::View;

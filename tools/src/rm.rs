@@ -2,10 +2,11 @@
 
 use emberfs_client::attr::AttrExt;
 use emberfs_client::{Client, ClientConfig, Creds, ErrorCode};
+use emberfs_proto::ids::InodeId;
 
 use crate::cli::RmArgs;
+use crate::cluster_path;
 use crate::failure::{Context, Exit, Result, fail};
-use crate::mount_table;
 use crate::output::say;
 use crate::rpc::Seat;
 use crate::show;
@@ -13,11 +14,7 @@ use crate::show;
 /// `emberfs rm`.
 pub(crate) async fn rm(cluster: Option<String>, args: RmArgs) -> Result<Exit> {
     let seat = Seat::find(cluster, &args.dir)?;
-    let creds = Creds {
-        uid: rustix::process::geteuid().as_raw(),
-        gid: rustix::process::getegid().as_raw(),
-        groups: Vec::new(),
-    };
+    let creds = cluster_path::creds();
     let config = ClientConfig {
         meta: seat.address,
         ..ClientConfig::default()
@@ -25,11 +22,14 @@ pub(crate) async fn rm(cluster: Option<String>, args: RmArgs) -> Result<Exit> {
     let client = Client::connect(config)
         .await
         .context("cannot reach the cluster")?;
-    let mut removed = 0;
+    let (mut removed, mut kept) = (0, false);
     let mut outcome = Ok(());
     for path in &args.paths {
         match remove(&client, &creds, path).await {
-            Ok(()) => removed += 1,
+            Ok(to_trash) => {
+                removed += 1;
+                kept |= to_trash;
+            }
             Err(failure) => {
                 outcome = Err(failure);
                 break;
@@ -39,39 +39,22 @@ pub(crate) async fn rm(cluster: Option<String>, args: RmArgs) -> Result<Exit> {
     client.shutdown().await;
     outcome?;
     let trees = show::count(removed, "tree");
-    say(format!(
-        "{trees} removed; space comes back in the background"
-    ))?;
+    let then = if kept {
+        "what is in the trash now (`emberfs trash list`) takes its space until it expires or `emberfs trash empty`"
+    } else {
+        "space comes back in the background"
+    };
+    say(format!("{trees} removed; {then}"))?;
     Ok(Exit::Success)
 }
 
-async fn remove(client: &Client, creds: &Creds, path: &str) -> Result<()> {
-    let trimmed = path.trim_end_matches('/');
-    let Some((parent, name)) = trimmed.rsplit_once('/').filter(|_| path.starts_with('/')) else {
-        let meant = in_cluster(path).unwrap_or_else(|| format!("/{trimmed}"));
-        return fail(format!(
-            "{path}: give the path in the cluster, from its root on, such as {meant}"
-        ));
-    };
-    if matches!(name, "" | "." | "..") {
-        return fail(format!("{path}: names no tree below the root"));
-    }
-    let parent = match client.resolve(creds, parent).await {
-        Ok(parent) => parent,
-        Err(error) => {
-            let hint = in_cluster(path)
-                .filter(|_| error.code == ErrorCode::NotFound)
-                .map(|meant| format!("; in the cluster, {path} on this host is {meant}"))
-                .unwrap_or_default();
-            let what = format!("{path}: its directory cannot be found{hint}");
-            return Err(error).context(what);
-        }
-    };
-    let removal = client
-        .remove_tree(creds, parent.id(), name.as_bytes())
-        .await;
-    match removal {
-        Ok(_) => Ok(()),
+/// Whether the tree has gone to the trash.
+async fn remove(client: &Client, creds: &Creds, path: &str) -> Result<bool> {
+    let (parent, name) = cluster_path::split(path)?;
+    let parent = cluster_path::parent(client, creds, path, parent).await?;
+    let kept = is_kept(client, creds, parent, name).await;
+    match client.remove_tree(creds, parent, name.as_bytes()).await {
+        Ok(_) => Ok(kept),
         Err(error) if error.code == ErrorCode::NotDirectory => fail(format!(
             "{path}: is not a directory; remove it through a mount"
         )),
@@ -82,10 +65,12 @@ async fn remove(client: &Client, creds: &Creds, path: &str) -> Result<()> {
     }
 }
 
-/// What a path of this host that lies on a mount is called in its cluster.
-pub(crate) fn in_cluster(path: &str) -> Option<String> {
-    let path = std::path::absolute(path).ok()?;
-    let mount = mount_table::above(&path).ok()??;
-    let rest = path.strip_prefix(&mount.path).ok()?;
-    (mount.fs_type == "fuse.emberfs").then(|| format!("/{}", rest.display()))
+/// Whether a tree goes to the trash when it is removed. For people only: it may be said otherwise meanwhile, and what
+/// is wrong with the path the removal tells.
+async fn is_kept(client: &Client, creds: &Creds, parent: InodeId, name: &str) -> bool {
+    let Ok(tree) = client.lookup(creds, parent, name.as_bytes()).await else {
+        return false;
+    };
+    let policy = client.trash_policy(creds, tree.id()).await;
+    policy.is_ok_and(|policy| policy.keep > 0)
 }

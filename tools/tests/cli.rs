@@ -62,6 +62,8 @@ fn failures_are_one_line_with_a_way_out_and_their_own_exit_code() {
         (&["chains", "plan", "--dir", dir], 2, "--cluster"),
         (&["chains", "--cluster", "127.0.0.1:1"], 2, "127.0.0.1:1"),
         (&["chains", "plan", "--nodes", "2"], 1, "lower replicas"),
+        (&["trash", "list", "--dir", dir], 2, "--cluster"),
+        (&["rm", "--dir", dir, "-r", "/x"], 2, "--cluster"),
         (&["umount", dir], 1, "not mounted"),
         (
             &["mount", "127.0.0.1:1", dir, "-o", "rox"],
@@ -123,5 +125,10 @@ fn a_plan_needs_no_cluster_and_is_the_same_each_time() {
 fn a_wrong_option_is_a_usage_error() {
     assert_eq!(emberfs(&["status", "--jsn"]).status.code(), Some(2));
     assert_eq!(emberfs(&["nonsense"]).status.code(), Some(2));
+    let on = |keep| emberfs(&["trash", "on", "/x", "--keep", keep]);
+    let wrong = on("7");
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(text(&wrong.stderr).contains("such as 7d"));
+    assert_eq!(emberfs(&["trash", "on", "/x"]).status.code(), Some(2));
     assert!(emberfs(&["--version"]).status.success());
 }

@@ -616,6 +616,29 @@ impl Metadata for FakeMeta {
     async fn list_inodes(&self, _: Request<pb::ListInodesRequest>) -> Reply<pb::ListInodesReply> {
         fail(ErrorCode::Unsupported, "not faked")
     }
+
+    async fn set_trash(&self, _: Request<pb::SetTrashRequest>) -> Reply<pb::TrashPolicy> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+
+    async fn get_trash(&self, _: Request<pb::GetAttrRequest>) -> Reply<pb::TrashPolicy> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+
+    async fn list_trash(&self, _: Request<pb::ListTrashRequest>) -> Reply<pb::ListTrashReply> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+
+    async fn restore_trash(
+        &self,
+        _: Request<pb::RestoreTrashRequest>,
+    ) -> Reply<pb::RestoreTrashReply> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
+
+    async fn purge_trash(&self, _: Request<pb::PurgeTrashRequest>) -> Reply<pb::PurgeTrashReply> {
+        fail(ErrorCode::Unsupported, "not faked")
+    }
 }
 
 #[tonic::async_trait]

@@ -22,7 +22,7 @@ use emberfs_proto::pb::FileKind;
 use tokio::sync::Mutex;
 
 use super::succession::Noted;
-use super::{Handler, ROOT_NODE, bad_handle};
+use super::{Handler, ROOT_NODE, bad_handle, virtual_dir};
 use crate::backend::Backend;
 use crate::takeover::DirRecord;
 
@@ -281,10 +281,15 @@ impl<B: Backend> Handler<B> {
     async fn fetch(&self, creds: &Creds, dir: &DirHandle, listing: &mut Listing) -> Result<()> {
         let at = self.inodes.now();
         let after = listing.last_name();
-        let reply = self
-            .backend
-            .readdir(creds, dir.inode, &after, listing.page)
-            .await?;
+        let reply = match virtual_dir::listing(dir.inode.0, self.root) {
+            Some(own) => own,
+            None => {
+                let backend = &self.backend;
+                backend
+                    .readdir(creds, dir.inode, &after, listing.page)
+                    .await?
+            }
+        };
         listing.parent = reply.parent;
         let entries = reply.entries.into_iter();
         let entries = entries.filter_map(|entry| Some((entry.name, entry.attr?)));
@@ -318,7 +323,8 @@ impl<B: Backend> Handler<B> {
     /// `None` if the entry has gone in the meantime.
     async fn item(&self, entry: &Fetched, cookie: u64, attrs: bool) -> Result<Option<DirItem>> {
         let mut attr = entry.attr;
-        if attrs && self.inodes.changed_since(attr.inode, entry.at) {
+        let own = virtual_dir::is_virtual(attr.inode);
+        if attrs && !own && self.inodes.changed_since(attr.inode, entry.at) {
             attr = match self.backend.getattr(InodeId(attr.inode)).await {
                 Ok(attr) => attr,
                 Err(error) if matches!(error.code, ErrorCode::NotFound | ErrorCode::Stale) => {

@@ -95,7 +95,7 @@ pub(crate) struct Opened {
 impl<B: Backend> Handler<B> {
     /// `flags` as of open(2).
     pub(crate) async fn open(&self, creds: &Creds, node: u64, flags: i32) -> Result<Opened> {
-        let inode = self.inode(node);
+        let inode = self.real(node)?;
         let wanted = open_flags(flags);
         if wanted.truncate {
             self.sync_writers(inode.0).await?;
@@ -117,7 +117,7 @@ impl<B: Backend> Handler<B> {
         flags: i32,
     ) -> Result<(Attr, Opened)> {
         check_name(name)?;
-        let parent = self.inode(parent);
+        let parent = self.real(parent)?;
         let wanted = create_flags(flags);
         let (attr, file) = self
             .backend
@@ -136,7 +136,7 @@ impl<B: Backend> Handler<B> {
         mode: NewMode,
         flags: i32,
     ) -> Result<(Attr, Opened)> {
-        let parent = self.inode(parent);
+        let parent = self.real(parent)?;
         let wanted = create_flags(flags);
         let (attr, file) = self
             .backend

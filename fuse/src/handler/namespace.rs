@@ -9,7 +9,7 @@ use emberfs_proto::ids::InodeId;
 use emberfs_proto::pb::{FileKind, StatFsReply};
 use emberfs_proto::{Error, ErrorCode};
 
-use super::Handler;
+use super::{Handler, Vanished, virtual_dir};
 use crate::backend::Backend;
 
 /// Longest name in bytes.
@@ -18,7 +18,11 @@ const NAME_MAX: usize = 255;
 impl<B: Backend> Handler<B> {
     pub(crate) async fn lookup(&self, creds: &Creds, parent: u64, name: &[u8]) -> Result<Attr> {
         check_name(name)?;
-        let attr = self.backend.lookup(creds, self.inode(parent), name).await?;
+        if virtual_dir::is_virtual(parent) {
+            return virtual_dir::lookup(parent, name);
+        }
+        let answer = self.backend.lookup(creds, self.inode(parent), name).await;
+        let attr = virtual_dir::found(parent, name, answer)?;
         Ok(self.show(attr))
     }
 
@@ -29,6 +33,9 @@ impl<B: Backend> Handler<B> {
 
     /// Attributes, and how many blocks of 512 bytes a file takes: its holes take none.
     pub(crate) async fn getattr(&self, node: u64) -> Result<(Attr, u64)> {
+        if let Some(attr) = virtual_dir::attr(node) {
+            return Ok((attr, 0));
+        }
         let attr = self.backend.getattr(self.inode(node)).await?;
         // Servers that cannot be asked now do not make stat fail.
         let blocks = self.backend.blocks(&attr).await;
@@ -59,7 +66,7 @@ impl<B: Backend> Handler<B> {
         changes: SetAttr,
         handle: Option<u64>,
     ) -> Result<Attr> {
-        let inode = self.inode(node);
+        let inode = self.real(node)?;
         if changes.size.is_some() || changes.mtime.is_some() {
             // What was written before must not come after: neither beyond a truncate, nor its time
             // over one that was set.
@@ -90,7 +97,7 @@ impl<B: Backend> Handler<B> {
     ) -> Result<Attr> {
         check_name(name)?;
         let kind = kind_of_mode(mode.mode)?;
-        let parent = self.inode(parent);
+        let parent = self.real(parent)?;
         let mode = NewMode {
             mode: mode.mode & 0o7777,
             ..mode
@@ -111,7 +118,7 @@ impl<B: Backend> Handler<B> {
         mode: NewMode,
     ) -> Result<Attr> {
         check_name(name)?;
-        let parent = self.inode(parent);
+        let parent = self.real(parent)?;
         let attr = self.backend.mkdir(creds, parent, name, mode).await?;
         self.inodes.touched(parent.0);
         Ok(self.show(attr))
@@ -125,7 +132,7 @@ impl<B: Backend> Handler<B> {
         target: &[u8],
     ) -> Result<Attr> {
         check_name(name)?;
-        let parent = self.inode(parent);
+        let parent = self.real(parent)?;
         let attr = self.backend.symlink(creds, parent, name, target).await?;
         self.inodes.touched(parent.0);
         Ok(self.show(attr))
@@ -139,10 +146,10 @@ impl<B: Backend> Handler<B> {
         name: &[u8],
     ) -> Result<Attr> {
         check_name(name)?;
-        let parent = self.inode(parent);
+        let parent = self.real(parent)?;
         let mut attr = self
             .backend
-            .link(creds, self.inode(node), parent, name)
+            .link(creds, self.real(node)?, parent, name)
             .await?;
         self.inodes.touched(parent.0);
         self.inodes.changed(&mut attr);
@@ -150,7 +157,7 @@ impl<B: Backend> Handler<B> {
     }
 
     pub(crate) async fn unlink(&self, creds: &Creds, parent: u64, name: &[u8]) -> Result<()> {
-        let parent = self.inode(parent);
+        let parent = self.real(parent)?;
         let mut attr = self.backend.unlink(creds, parent, name).await?;
         self.inodes.touched(parent.0);
         self.inodes.changed(&mut attr);
@@ -158,29 +165,37 @@ impl<B: Backend> Handler<B> {
     }
 
     pub(crate) async fn rmdir(&self, creds: &Creds, parent: u64, name: &[u8]) -> Result<()> {
-        let parent = self.inode(parent);
+        self.spare_hidden(creds, parent, name).await?;
+        let parent = self.real(parent)?;
         let attr = self.backend.rmdir(creds, parent, name).await?;
         self.inodes.touched(parent.0);
         self.inodes.touched(attr.inode);
         Ok(())
     }
 
+    /// Answers a name that is not where the kernel believes it to be then.
     pub(crate) async fn rename(
         &self,
         creds: &Creds,
         from: (u64, &[u8]),
         to: (u64, &[u8]),
         flags: RenameFlags,
-    ) -> Result<()> {
+    ) -> Result<Option<Vanished>> {
         check_name(to.1)?;
-        let (from, to) = ((self.inode(from.0), from.1), (self.inode(to.0), to.1));
+        if virtual_dir::removes(to.0) {
+            return self.remove_moved(creds, from, to, flags).await.map(Some);
+        }
+        for (parent, name) in [from, to] {
+            self.spare_hidden(creds, parent, name).await?;
+        }
+        let (from, to) = ((self.real(from.0)?, from.1), (self.real(to.0)?, to.1));
         let reply = self.backend.rename(creds, from, to, flags).await?;
         self.inodes.touched(from.0.0);
         self.inodes.touched(to.0.0);
         for mut attr in reply.moved.into_iter().chain(reply.replaced) {
             self.inodes.changed(&mut attr);
         }
-        Ok(())
+        Ok(None)
     }
 
     pub(crate) async fn statfs(&self, creds: &Creds) -> Result<StatFsReply> {

@@ -4,13 +4,13 @@ use bytes::{BufMut, Bytes, BytesMut};
 use emberfs_client::{Creds, Result, XattrFlags};
 use emberfs_proto::{Error, ErrorCode};
 
-use super::Handler;
+use super::{Handler, virtual_dir};
 use crate::backend::Backend;
 
 impl<B: Backend> Handler<B> {
     pub(crate) async fn get_xattr(&self, creds: &Creds, node: u64, name: &[u8]) -> Result<Bytes> {
         let inode = self.inode(node);
-        if self.inodes.is_plain(inode.0) {
+        if virtual_dir::is_virtual(node) || self.inodes.is_plain(inode.0) {
             let what = format!("inode {inode} has no extended attributes");
             return Err(Error::new(ErrorCode::NoAttribute, what));
         }
@@ -29,7 +29,7 @@ impl<B: Backend> Handler<B> {
         let create = flags & libc::XATTR_CREATE.cast_unsigned() != 0;
         let replace = flags & libc::XATTR_REPLACE.cast_unsigned() != 0;
         let flags = XattrFlags { create, replace };
-        let inode = self.inode(node);
+        let inode = self.real(node)?;
         let result = self
             .backend
             .set_xattr(creds, inode, name, value, flags)
@@ -41,7 +41,7 @@ impl<B: Backend> Handler<B> {
     }
 
     pub(crate) async fn remove_xattr(&self, creds: &Creds, node: u64, name: &[u8]) -> Result<()> {
-        let inode = self.inode(node);
+        let inode = self.real(node)?;
         let result = self.backend.remove_xattr(creds, inode, name).await;
         self.inodes.touched(inode.0);
         result
@@ -50,7 +50,7 @@ impl<B: Backend> Handler<B> {
     /// Names, each with a zero byte behind it.
     pub(crate) async fn list_xattr(&self, creds: &Creds, node: u64) -> Result<Bytes> {
         let inode = self.inode(node);
-        if self.inodes.is_plain(inode.0) {
+        if virtual_dir::is_virtual(node) || self.inodes.is_plain(inode.0) {
             return Ok(Bytes::new());
         }
         let names = self.backend.list_xattr(creds, inode).await?;

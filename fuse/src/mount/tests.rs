@@ -89,6 +89,7 @@ mod coherence;
 mod ends;
 mod helper;
 mod verbs;
+mod virtual_dir;
 
 /// System calls block; the runtime that serves them must not.
 async fn off<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {

@@ -12,7 +12,7 @@ use emberfs_proto::ErrorCode;
 use super::{Call, Responder, Server};
 use crate::backend::Backend;
 use crate::caching::Believed;
-use crate::handler::{Asked, DirItem, Handler, Opened, Written};
+use crate::handler::{Asked, DirItem, Handler, Opened, Vanished, Written};
 use crate::protocol::reply::{self, Reply, fopen_flags};
 use crate::protocol::request::{Head, Operation};
 
@@ -210,7 +210,7 @@ impl<B: Backend> Server<B> {
                     let (from, to) = ((node, &*name), (new_parent, &*new_name));
                     handler.rename(&creds, from, to, flags).await
                 };
-                self.spawn(self.change("rename", head, respond), work, empty);
+                self.spawn_rename(self.change("rename", head, respond), work);
             }
             Op::Link { node: old, name } => {
                 let work = async move { handler.link(&creds, old, node, &name).await };
@@ -295,6 +295,29 @@ impl<B: Backend> Server<B> {
                 // Only now: the kernel holds its pages until the reply.
                 tokio::task::spawn_blocking(move || {
                     let _ = rustix::io::write(&*device, &reply::stale_pages(node));
+                });
+            }
+        };
+        self.run(call, work, finish, |_| {});
+    }
+
+    /// Runs a rename, after which the kernel may have to forget the new name.
+    fn spawn_rename<F>(&self, call: Call, work: F)
+    where
+        F: Future<Output = Result<Option<Vanished>>> + Send + 'static,
+    {
+        let device = self.device.clone();
+        let finish = move |outcome: std::result::Result<Option<Vanished>, i32>,
+                           respond: Responder| {
+            let (reply, vanished) = match outcome {
+                Ok(vanished) => (Reply::empty(), vanished),
+                Err(errno) => (Reply::error(errno), None),
+            };
+            respond.send(reply);
+            if let Some(Vanished { parent, name }) = vanished {
+                // Only now: the kernel holds both directories until the reply.
+                tokio::task::spawn_blocking(move || {
+                    let _ = rustix::io::write(&*device, &reply::stale_name(parent, &name));
                 });
             }
         };

@@ -280,7 +280,7 @@ mod tests {
         arena.freeze(false);
         assert!(left.is_empty());
         let small = arena.keep(2, &[1; 100]).unwrap();
-        let large = arena.keep(4, &[2; 1 << 20]).unwrap();
+        let large = arena.keep(4, &vec![2; 1 << 20]).unwrap();
         let stored = arena.keep(6, &[3; 5000]).unwrap();
         let begun = arena.keep(8, &[4; 5000]).unwrap();
         assert!(arena.note(&stored, 9, 0));

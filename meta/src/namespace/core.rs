@@ -15,6 +15,7 @@ use super::access::Cred;
 use super::ids::Ids;
 use super::keys;
 use super::records::{Answer, ClientRecord, InodeRecord, SessionRecord, decode};
+use super::trash;
 use super::tx::Tx;
 use super::usage::table::Quotas;
 use crate::interests::Interests;
@@ -48,6 +49,7 @@ pub(crate) struct Core {
     /// Told when an inode may have become garbage that nobody has open.
     pub(crate) garbage: Notify,
     pub(crate) quotas: Quotas,
+    pub(crate) trash: trash::Switch,
     ids: Ids,
 }
 
@@ -97,6 +99,9 @@ pub(crate) enum Operation {
     SetXattr = 20,
     RemoveXattr = 21,
     RemoveTree = 40,
+    SetTrash = 60,
+    RestoreTrash = 61,
+    PurgeTrash = 62,
 }
 
 /// What an attempt of an operation came to.
@@ -127,6 +132,7 @@ impl Core {
             defaults,
             garbage: Notify::new(),
             quotas: Quotas::default(),
+            trash: trash::Switch::default(),
             ids: Ids::default(),
         };
         core.load_quotas()?;
@@ -155,6 +161,7 @@ impl Core {
     }
 
     fn load(&self) -> Result<()> {
+        self.read(|tx| self.trash.load(tx))?;
         self.each(keys::clients(), |key, value| {
             if let Some(id) = keys::parse_client(key) {
                 let record: ClientRecord = decode(value)?;

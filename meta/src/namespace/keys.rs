@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `A` | next free number (inodes and sessions share one sequence) |
 //! | `D` parent name | [`super::records::Dentry`]; a directory is one contiguous range |
+//! | `E` parent name NUL time | [`super::records::TrashEntry`]: a removed name; times are inverted, so that the newest comes first |
+//! | `F` time parent name NUL time | empty: the entry of the rest of the key expires at the first time |
 //! | `G` time inode | empty: an inode without links whose chunks await deletion |
 //! | `I` inode | [`super::records::InodeRecord`] |
 //! | `K` counter | `i64`, changed blindly |
@@ -18,7 +20,8 @@
 //! | `S` inode session | [`super::records::SessionRecord`] |
 //! | `T` inode | [`super::records::TrimIntent`] |
 //! | `X` inode name | [`super::records::Xattr`]: an extended attribute that is no ACL |
-//! | `W` inode | empty: a directory without a name that is to be emptied |
+//! | `V` inode | [`super::records::Refill`]: a directory that was restored and gets back what was removed from it |
+//! | `W` inode | [`super::records::Doomed`], or empty: a directory without a name that is to be emptied |
 //!
 //! `C` and `U` belong to the cluster manager.
 
@@ -32,6 +35,8 @@ pub(crate) const NEXT_ID: &[u8] = b"A";
 pub(crate) const INODES: &[u8] = b"Ki";
 /// How many inodes await deletion.
 pub(crate) const GARBAGE: &[u8] = b"Kg";
+/// How many directories say something about trash.
+pub(crate) const TRASH_POLICIES: &[u8] = b"Kt";
 
 /// A range of keys, owned.
 #[derive(Clone, Debug)]
@@ -279,6 +284,99 @@ pub(crate) fn parse_doomed(key: &[u8]) -> Option<InodeId> {
     Some(InodeId(u64::from_be_bytes(key.get(1..)?.try_into().ok()?)))
 }
 
+/// A removed name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TrashSpot<'a> {
+    pub(crate) parent: InodeId,
+    pub(crate) name: &'a [u8],
+    /// When it was removed, nanoseconds.
+    pub(crate) removed: u64,
+}
+
+impl<'a> TrashSpot<'a> {
+    /// Its entry.
+    pub(crate) fn entry(&self) -> Vec<u8> {
+        self.suffix(b"E")
+    }
+
+    /// Its place among those that expire at `expires` (nanoseconds).
+    pub(crate) fn expiry(&self, expires: u64) -> Vec<u8> {
+        self.suffix(&key(b'F', &[&expires.to_be_bytes()]))
+    }
+
+    fn suffix(&self, prefix: &[u8]) -> Vec<u8> {
+        let parent = self.parent.0.to_be_bytes();
+        // A name holds no NUL, so that names of a directory stay in their order, each with its own times.
+        [
+            prefix,
+            &parent,
+            self.name,
+            &[0],
+            &(!self.removed).to_be_bytes(),
+        ]
+        .concat()
+    }
+
+    /// Of the key of an entry.
+    pub(crate) fn parse(key: &'a [u8]) -> Option<Self> {
+        Self::parse_suffix(key.get(1..)?)
+    }
+
+    /// Of a key of [`trash_due`], with the time of expiry.
+    pub(crate) fn parse_expiry(key: &'a [u8]) -> Option<(u64, Self)> {
+        let (expires, rest) = key.get(1..)?.split_first_chunk()?;
+        Some((u64::from_be_bytes(*expires), Self::parse_suffix(rest)?))
+    }
+
+    fn parse_suffix(suffix: &'a [u8]) -> Option<Self> {
+        let (parent, rest) = suffix.split_first_chunk()?;
+        let (name, removed) = rest.split_last_chunk()?;
+        Some(Self {
+            parent: InodeId(u64::from_be_bytes(*parent)),
+            name: name.strip_suffix(&[0])?,
+            removed: !u64::from_be_bytes(*removed),
+        })
+    }
+}
+
+/// All removed names.
+pub(crate) fn trash() -> Span {
+    Span::prefix(vec![b'E'])
+}
+
+/// All names that were removed from a directory.
+pub(crate) fn trash_of(parent: InodeId) -> Span {
+    Span::prefix(key(b'E', &[&parent.0.to_be_bytes()]))
+}
+
+/// All removals of one name, the newest first.
+pub(crate) fn trash_named(parent: InodeId, name: &[u8]) -> Span {
+    Span::prefix(key(b'E', &[&parent.0.to_be_bytes(), name, &[0]]))
+}
+
+/// What expires from `from` up to and including `until` (nanoseconds).
+pub(crate) fn trash_due(from: u64, until: u64) -> Span {
+    Span {
+        begin: key(b'F', &[&from.to_be_bytes()]),
+        ..Span::prefix(key(b'F', &[&until.to_be_bytes()]))
+    }
+}
+
+/// A directory that gets back what was removed from it.
+pub(crate) fn refill(inode: InodeId) -> Vec<u8> {
+    key(b'V', &[&inode.0.to_be_bytes()])
+}
+
+/// All directories that do.
+pub(crate) fn all_refills() -> Span {
+    Span::prefix(vec![b'V'])
+}
+
+/// The inode of a key of [`all_refills`].
+pub(crate) fn parse_refill(key: &[u8]) -> Option<InodeId> {
+    parse_doomed(key)
+}
+
 fn parse_pair(key: &[u8]) -> Option<(u64, u64)> {
     let (first, second) = key.get(1..)?.split_at_checked(8)?;
     Some((
@@ -320,6 +418,30 @@ mod tests {
             prop_assert_eq!(xattr_name(&key), name.as_slice());
             let foreign = xattr(InodeId(other), &name);
             prop_assert_eq!(span.range().contains(&foreign.as_slice()), inode == other);
+        }
+
+        #[test]
+        fn removals_of_a_name_are_one_range_newest_first(
+            parent: u64, name in "[^\0/]{1,8}", longer in "[^\0/]{1,3}", a: u64, b: u64, expires: u64,
+        ) {
+            let parent = InodeId(parent);
+            let spot = |name, removed| TrashSpot { parent, name, removed };
+            let (first, second) = (spot(name.as_bytes(), a), spot(name.as_bytes(), b));
+            let (entry, expiry) = (first.entry(), first.expiry(expires));
+            prop_assert_eq!(TrashSpot::parse(&entry), Some(first));
+            prop_assert_eq!(TrashSpot::parse_expiry(&expiry), Some((expires, first)));
+            prop_assert_eq!(first.entry() < second.entry(), a > b);
+            let named = trash_named(parent, name.as_bytes());
+            prop_assert!(named.range().contains(&first.entry().as_slice()));
+            let longer = name.clone() + &longer;
+            let other = spot(longer.as_bytes(), a).entry();
+            prop_assert!(!named.range().contains(&other.as_slice()));
+            prop_assert!(trash_of(parent).range().contains(&other.as_slice()));
+            let due = trash_due(0, expires);
+            prop_assert!(due.range().contains(&first.expiry(expires).as_slice()));
+            if let Some(later) = expires.checked_add(1) {
+                prop_assert!(!due.range().contains(&first.expiry(later).as_slice()));
+            }
         }
 
         #[test]

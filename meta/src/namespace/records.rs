@@ -88,6 +88,20 @@ pub(crate) struct InodeRecord {
     /// Of a file: it may have holes. Says nothing of a file whose writers were older than this field.
     #[prost(bool, tag = "31")]
     pub(crate) sparse: bool,
+    /// Of a directory: its name in `parent`. Empty: it was made before this field, and never moved.
+    #[prost(bytes = "bytes", tag = "60")]
+    pub(crate) name: Bytes,
+    /// Of a directory: how long what is removed from it stays in the trash, seconds; 0: not at all; absent: as the
+    /// parent says.
+    #[prost(uint64, optional, tag = "61")]
+    pub(crate) trash_keep: Option<u64>,
+    /// Of a directory: it is in the trash, removed at that time (nanoseconds, as in the key of its
+    /// [`TrashEntry`]). 0: it is not.
+    #[prost(uint64, tag = "62")]
+    pub(crate) trashed: u64,
+    /// Of a directory: how often it came back from the trash.
+    #[prost(uint32, tag = "63")]
+    pub(crate) returns: u32,
     /// Access ACL as [`super::acl`] encodes it; empty: the mode tells everything. Of its owner, mask and
     /// other entries the mode's bits count.
     #[prost(bytes = "bytes", tag = "20")]
@@ -261,6 +275,52 @@ pub(crate) struct WalkRecord {
     pub(crate) after: Bytes,
 }
 
+/// A name in the trash. Of a file it holds one link.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct TrashEntry {
+    #[prost(uint64, tag = "1")]
+    pub(crate) inode: u64,
+    #[prost(enumeration = "FileKind", tag = "2")]
+    pub(crate) kind: i32,
+    /// Who removed it.
+    #[prost(uint32, tag = "3")]
+    pub(crate) uid: u32,
+    /// When it goes for good, nanoseconds.
+    #[prost(uint64, tag = "4")]
+    pub(crate) expires: u64,
+    /// Path of its directory when it was removed, for people.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub(crate) path: Bytes,
+    /// A directory that was removed with all that was in it.
+    #[prost(bool, tag = "6")]
+    pub(crate) tree: bool,
+}
+
+impl TrashEntry {
+    pub(crate) fn id(&self) -> InodeId {
+        InodeId(self.inode)
+    }
+}
+
+/// A restored directory that gets back what had been removed from it before.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Refill {
+    /// What was removed until then, nanoseconds.
+    #[prost(uint64, tag = "1")]
+    pub(crate) until: u64,
+    /// Key of the last entry that was looked at.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) after: Bytes,
+}
+
+/// A directory that is being emptied.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(crate) struct Doomed {
+    /// What was removed from it before goes, too.
+    #[prost(bool, tag = "1")]
+    pub(crate) with_trash: bool,
+}
+
 /// The answer to a request, for a retry of it.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Answer {
@@ -321,6 +381,22 @@ mod tests {
         };
         let golden = [
             1, 66, 0, 74, 0, 82, 0, 144, 3, 1, 152, 3, 172, 2, 160, 3, 5, 168, 3, 2,
+        ];
+        assert_eq!(encode(&record), golden);
+        assert_eq!(decode::<InodeRecord>(&golden), Ok(record));
+    }
+
+    #[test]
+    fn what_an_inode_record_tells_of_trash_keeps_its_encoding() {
+        let record = InodeRecord {
+            name: Bytes::from_static(b"a"),
+            trash_keep: Some(0),
+            trashed: 300,
+            returns: 2,
+            ..InodeRecord::default()
+        };
+        let golden = [
+            1, 66, 0, 74, 0, 82, 0, 226, 3, 1, 97, 232, 3, 0, 240, 3, 172, 2, 248, 3, 2,
         ];
         assert_eq!(encode(&record), golden);
         assert_eq!(decode::<InodeRecord>(&golden), Ok(record));

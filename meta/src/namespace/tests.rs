@@ -16,6 +16,8 @@ mod races;
 mod rename;
 mod sessions;
 mod takeover;
+mod trash;
+mod trash_restore;
 mod tree;
 mod unnamed;
 mod xattr;

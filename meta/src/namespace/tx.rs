@@ -162,6 +162,17 @@ impl<'a> Tx<'a> {
         self.conflicts && !self.quotas.is_idle()
     }
 
+    /// As [`Self::inode`], whatever becomes of it before the commit.
+    pub(crate) fn peek_inode(&mut self, id: InodeId) -> Result<Option<InodeRecord>> {
+        let found = self.txn.get_snapshot(&keys::inode(id))?;
+        found.map(|bytes| decode(&bytes)).transpose()
+    }
+
+    /// As [`Self::scan`], whatever becomes of it before the commit.
+    pub(crate) fn peek_span(&mut self, span: &Span, limit: usize) -> Result<Vec<(Bytes, Bytes)>> {
+        Ok(self.txn.get_range_snapshot(span.range(), limit, false)?)
+    }
+
     /// An inode that must exist: [`ErrorCode::Stale`] otherwise.
     pub(crate) fn live(&mut self, id: InodeId) -> Result<InodeRecord> {
         self.inode(id)?.ok_or_else(|| names::stale(id))
@@ -172,7 +183,7 @@ impl<'a> Tx<'a> {
     pub(crate) fn dir(&mut self, id: InodeId) -> Result<InodeRecord> {
         let gone = || Error::new(ErrorCode::NotFound, format!("directory {id} was deleted"));
         let record = self.inode(id)?.ok_or_else(gone)?;
-        if record.is_dir() && record.condemned {
+        if record.is_dir() && (record.condemned || record.trashed != 0) {
             return Err(gone());
         }
         if !record.is_dir() {
@@ -215,6 +226,9 @@ impl<'a> Tx<'a> {
             self.ledger.dropped(record.id());
         }
         self.add(keys::INODES, -1);
+        if record.trash_keep.is_some() {
+            self.add(keys::TRASH_POLICIES, -1);
+        }
         if record.is_dir() {
             self.delete(&keys::dir_times(record.id()));
             self.delete(&keys::subdirs(record.id()));
@@ -312,7 +326,7 @@ impl<'a> Tx<'a> {
             rdev: record.rdev,
             layout: record.layout,
             truncate_epoch: record.epoch,
-            generation: 1,
+            generation: 1 + u64::from(record.returns),
             sparse: record.sparse,
             has_acl: !record.acl.is_empty() || !record.default_acl.is_empty(),
             has_xattrs: record.xattr_names > 0,

@@ -6,10 +6,8 @@ use emberfs_proto::{Error, ErrorCode, Result};
 
 use super::lookup;
 use crate::namespace::access::{self, Cred};
-use crate::namespace::acl;
-use crate::namespace::names;
 use crate::namespace::tx::Tx;
-use crate::namespace::usage;
+use crate::namespace::{acl, names, trash, usage};
 
 pub(crate) fn mkdir(tx: &mut Tx<'_>, cred: &Cred, req: &pb::MkdirRequest) -> Result<pb::AttrReply> {
     names::check(&req.name)?;
@@ -27,6 +25,7 @@ pub(crate) fn mkdir(tx: &mut Tx<'_>, cred: &Cred, req: &pb::MkdirRequest) -> Res
     usage::inherit(tx, &dir, &mut child);
     child.layout = dir.layout;
     child.parent = req.parent;
+    child.name = req.name.clone();
     tx.add_inode(&child);
     tx.put_dentry(parent, &req.name, &child);
     tx.add_subdirs(parent, 1);
@@ -42,7 +41,7 @@ pub(crate) fn rmdir(
 ) -> Result<pb::UnlinkReply> {
     let parent = InodeId(req.parent);
     let (dir, dentry) = lookup::entry(tx, cred, req)?;
-    let child = tx.live(dentry.id())?;
+    let mut child = tx.live(dentry.id())?;
     access::check_remove(cred, &dir, &child)?;
     if !child.is_dir() {
         let what = format!("{} is not a directory", names::at(parent, &req.name));
@@ -57,7 +56,9 @@ pub(crate) fn rmdir(
     attr.nlink = 0;
     attr.ctime = Some(tx.now);
     tx.delete_dentry(parent, &req.name);
-    tx.drop_inode(&child);
+    if !trash::catch(tx, cred, &dir, &req.name, &mut child, false)? {
+        tx.drop_inode(&child);
+    }
     tx.add_subdirs(parent, -1);
     tx.touch_dir(parent);
     Ok(pb::UnlinkReply { attr: Some(attr) })

@@ -6,9 +6,8 @@ use emberfs_proto::{Error, ErrorCode, Result};
 
 use super::{lookup, unnamed};
 use crate::namespace::access::{self, Cred};
-use crate::namespace::names;
 use crate::namespace::tx::Tx;
-use crate::namespace::usage;
+use crate::namespace::{names, trash, usage};
 
 /// Most names of one inode, as on ext4.
 const MAX_LINKS: u32 = 65_000;
@@ -110,7 +109,9 @@ pub(crate) fn unlink(
     }
 
     tx.delete_dentry(parent, &req.name);
-    tx.drop_link(&mut inode);
+    if !trash::catch(tx, cred, &dir, &req.name, &mut inode, false)? {
+        tx.drop_link(&mut inode);
+    }
     tx.touch_dir(parent);
     let attr = Some(tx.attr(&inode)?);
     Ok(pb::UnlinkReply { attr })

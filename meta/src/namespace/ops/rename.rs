@@ -1,13 +1,13 @@
 //! Rename, in all its variants, as one transaction.
 
+use bytes::Bytes;
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::{Error, ErrorCode, Result, pb};
 
 use crate::namespace::access::{self, Cred, EXEC, WRITE};
-use crate::namespace::names;
 use crate::namespace::records::InodeRecord;
 use crate::namespace::tx::Tx;
-use crate::namespace::usage;
+use crate::namespace::{names, trash, usage};
 
 /// Directories deeper than this are refused as rename targets: the walk to the root is one transaction.
 const MAX_DEPTH: usize = 10_000;
@@ -79,7 +79,7 @@ pub(crate) fn rename(
             place(tx, other, to, from, &req.name);
             Some(tx.attr(other)?)
         }
-        Some(other) => Some(remove(tx, &moved, other, to, &req.new_name)?),
+        Some(other) => Some(remove(tx, cred, &moved, other, (&to_dir, &req.new_name))?),
         None => None,
     };
     if !req.exchange {
@@ -98,10 +98,13 @@ pub(crate) fn rename(
 /// Puts an inode that was in `from` at a name in `to`.
 fn place(tx: &mut Tx<'_>, inode: &mut InodeRecord, from: InodeId, to: InodeId, name: &[u8]) {
     inode.ctime = tx.now;
-    if inode.is_dir() && from != to {
-        inode.parent = to.0;
-        tx.add_subdirs(from, -1);
-        tx.add_subdirs(to, 1);
+    if inode.is_dir() {
+        inode.name = Bytes::copy_from_slice(name);
+        if from != to {
+            inode.parent = to.0;
+            tx.add_subdirs(from, -1);
+            tx.add_subdirs(to, 1);
+        }
     }
     tx.put_inode(inode);
     tx.put_dentry(to, name, inode);
@@ -110,11 +113,12 @@ fn place(tx: &mut Tx<'_>, inode: &mut InodeRecord, from: InodeId, to: InodeId, n
 /// Takes away what stood at the new name; answers its attributes after.
 fn remove(
     tx: &mut Tx<'_>,
+    cred: &Cred,
     moved: &InodeRecord,
     other: &mut InodeRecord,
-    to: InodeId,
-    name: &[u8],
+    (dir, name): (&InodeRecord, &[u8]),
 ) -> Result<pb::Attr> {
+    let to = dir.id();
     match (moved.is_dir(), other.is_dir()) {
         (true, false) => {
             let what = format!("{} is not a directory", names::at(to, name));
@@ -125,7 +129,9 @@ fn remove(
             Err(Error::new(ErrorCode::IsDirectory, what))
         }
         (false, false) => {
-            tx.drop_link(other);
+            if !trash::catch(tx, cred, dir, name, other, false)? {
+                tx.drop_link(other);
+            }
             tx.attr(other)
         }
         (true, true) => {
@@ -136,7 +142,9 @@ fn remove(
             let mut attr = tx.attr(other)?;
             attr.nlink = 0;
             attr.ctime = Some(tx.now);
-            tx.drop_inode(other);
+            if !trash::catch(tx, cred, dir, name, other, false)? {
+                tx.drop_inode(other);
+            }
             tx.add_subdirs(to, -1);
             Ok(attr)
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::fixture::*;
+use super::trash;
 use emberfs_proto::ErrorCode;
 use emberfs_proto::ErrorCode::*;
 use emberfs_proto::pb::{self, FileKind};
@@ -288,6 +289,33 @@ async fn compare(f: &Fixture, model: &Model) {
     );
 }
 
+/// Gives so many names in the trash back, elsewhere, and removes them for good.
+async fn restore_and_remove(f: &Fixture, most: usize) {
+    let mut names = Vec::new();
+    for entry in trash::all(f).await.into_iter().take(most) {
+        let name = format!("restored-{}", names.len());
+        let request = pb::RestoreTrashRequest {
+            caller: f.root(),
+            spot: entry.spot,
+            to_parent: ROOT,
+            to_name: bytes(&name),
+        };
+        match f.ns.restore_trash(request).await {
+            Ok(reply) => names.push((name, reply.attr.unwrap().kind())),
+            // It came back with its directory.
+            Err(error) => assert_eq!(error.code, NotFound),
+        }
+    }
+    trash::keep(f, ROOT, Some(0)).await;
+    for (name, kind) in names {
+        if kind == FileKind::Directory {
+            f.ns.remove_tree(f.named(ROOT, &name)).await.unwrap();
+        } else {
+            f.unlink(ROOT, &name).await.unwrap();
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
@@ -304,6 +332,29 @@ proptest! {
             }
             compare(&f, &model).await;
             // Nothing was only in memory.
+            compare(&f.restart(), &model).await;
+        });
+    }
+
+    /// As without trash, once what is in there has expired or has come back and was removed again.
+    #[test]
+    fn trash_neither_loses_nor_leaves_anything(
+        ops in proptest::collection::vec(op(), 1..60), restored in 0usize..20,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let f = Fixture::new();
+            let mut model = Model::default();
+            model.dirs.push(ROOT);
+            model.entries.insert(ROOT, BTreeMap::new());
+            trash::keep(&f, ROOT, Some(trash::DAY)).await;
+            for op in ops {
+                apply(&f, &mut model, op).await;
+            }
+            restore_and_remove(&f, restored).await;
+            trash::expire_all(&f).await;
+            assert!(trash::all(&f).await.is_empty());
+            compare(&f, &model).await;
             compare(&f.restart(), &model).await;
         });
     }

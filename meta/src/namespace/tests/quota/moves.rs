@@ -3,6 +3,8 @@
 use emberfs_proto::ErrorCode::*;
 use emberfs_proto::pb::QuotaKind::Tree;
 
+use super::super::trash::{DAY, keep};
+use super::super::trash_restore::restore_to;
 use super::*;
 
 /// Two directories with quotas of 100 bytes, and one without.
@@ -127,4 +129,25 @@ async fn what_a_rename_replaces_makes_room_when_it_is_gone() {
     f.rename(free, "new-dir", a, "old-dir").await.unwrap();
     assert_eq!(used(&f, Tree, a).await, (60, 4, false));
     check_counters(&f);
+}
+
+#[tokio::test]
+async fn what_is_in_the_trash_is_counted_where_it_was_until_it_comes_back_elsewhere() {
+    let f = Fixture::new();
+    let a = f.mkdir(ROOT, "a").await.inode;
+    let b = f.mkdir(ROOT, "b").await.inode;
+    keep(&f, a, Some(DAY)).await;
+    limit(&f, Tree, a, Some(1000), NONE).await;
+    limit(&f, Tree, b, Some(200), NONE).await;
+    for (name, len) in [("small", 150), ("large", 300)] {
+        written(&f, a, name, len).await.unwrap();
+        f.unlink(a, name).await.unwrap();
+    }
+    assert_eq!(used(&f, Tree, a).await, (450, 3, false));
+    restore_to(&f, (a, "small"), (b, "small")).await.unwrap();
+    assert_eq!(used(&f, Tree, a).await, (300, 2, false));
+    assert_eq!(used(&f, Tree, b).await, (150, 2, false));
+    let full = restore_to(&f, (a, "large"), (b, "large")).await;
+    assert_eq!(full.unwrap_err().code, QuotaExceeded);
+    assert_eq!(used(&f, Tree, a).await, (300, 2, false));
 }
