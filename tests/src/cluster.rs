@@ -208,9 +208,15 @@ impl TestCluster {
         bail!("nobody serves the mount of keeper {keeper}")
     }
 
-    /// Kills the process that serves the mount, as a crash would.
+    /// Kills the process that serves the mount, as a crash would; waits for it where the one before has just died.
     pub fn kill_mount_worker(&self) -> Result<()> {
-        let pid = self.mount_worker()?;
+        let mut worker = None;
+        wait(DEATH_LIMIT, || {
+            worker = self.mount_worker().ok();
+            Ok(worker.is_some())
+        })
+        .context("nobody serves the mount")?;
+        let pid = worker.context("nobody serves the mount")?;
         rustix::process::kill_process(pid, Signal::KILL)?;
         wait(DEATH_LIMIT, || Ok(!is_alive(pid))).context("the worker survives")
     }

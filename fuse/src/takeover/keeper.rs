@@ -32,7 +32,7 @@ const EXIT_LIMIT: Duration = Duration::from_secs(5);
 const TRY_LIMIT: Duration = Duration::from_mins(1);
 /// Pauses between workers that die: the first one, doubled each time up to the last one.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LAST_PAUSE: Duration = Duration::from_secs(30);
+const LAST_PAUSE: Duration = Duration::from_secs(5);
 /// A worker that has served for so long was well.
 const WELL_AFTER: Duration = Duration::from_secs(30);
 /// When so many in a row failed by themselves, the requests that they did not answer are refused.
@@ -278,15 +278,18 @@ impl Held {
         let _ = worker.end().await;
         self.send_again();
         self.program = program;
-        *worker = match self.next_worker(Some(next), (false, complete)).await {
-            Ok(next) => next,
+        match self.next_worker(Some(next), (false, complete)).await {
+            Ok(next) => {
+                *worker = next;
+                Ok(())
+            }
             Err(error) => {
                 tracing::error!(%error, "the new process cannot serve the mount");
                 self.program = THIS_PROGRAM.into();
-                self.revive(Deaths::default()).await
+                *worker = self.revive(Deaths::default()).await;
+                Err(error)
             }
-        };
-        Ok(())
+        }
     }
 }
 

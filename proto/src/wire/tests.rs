@@ -298,9 +298,14 @@ async fn what_an_earlier_process_left_in_the_socket_is_never_carried_out() {
     );
     service.go.add_permits(10);
     next.await.unwrap().unwrap();
+    let mut answered = 0;
     for write in writes {
-        assert!(write.await.unwrap().is_err());
+        answered += usize::from(write.await.unwrap().is_ok());
     }
+    assert!(
+        answered <= 1,
+        "only what was in progress may have an answer"
+    );
     assert_eq!((begun(), ended()), (2, 2), "one of each");
     let late = first.call(call("late", Bytes::new(), Landing::None)).await;
     assert_eq!(late.unwrap_err().code, ErrorCode::Superseded);
