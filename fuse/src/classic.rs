@@ -163,7 +163,7 @@ impl<B: Backend> Session<B> {
         let _ = rustix::io::write(device, &reply::stale_names());
         rustix::io::write(device, &reply::send_again())?;
         rustix::io::ioctl_fionbio(device, true)?;
-        let mut message = vec![0; MESSAGE];
+        let mut message = buffer();
         let end = loop {
             match rustix::io::read(device, &mut message) {
                 Ok(len) => {
@@ -196,12 +196,19 @@ impl Drop for Told {
     }
 }
 
+/// Memory for a message, with pages: while it lacks them, the kernel answers a request EIO if this process is killed just
+/// when the request is copied here, and no successor can see it.
+fn buffer() -> Vec<u8> {
+    // Zeros would be memory without pages.
+    vec![u8::MAX; MESSAGE]
+}
+
 fn serve<B: Backend>(
     server: &Server<B>,
     device: &Arc<OwnedFd>,
     leaving: &AtomicBool,
 ) -> io::Result<End> {
-    let mut message = vec![0; MESSAGE];
+    let mut message = buffer();
     while !leaving.load(Ordering::Acquire) {
         match rustix::io::read(&**device, &mut message) {
             Ok(len) => server.message(device, &message[..len]),

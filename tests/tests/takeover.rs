@@ -183,14 +183,21 @@ fn under_load(cluster: &TestCluster, disturb: impl Fn() -> Result<()>) -> Result
         stop.store(true, Ordering::Relaxed);
         for (name, thread) in work {
             let count = thread.join().expect("it does not panic");
-            let count = count.with_context(|| format!("{name}, after {:?}", start.elapsed()))?;
+            let failed = || {
+                format!(
+                    "{name}, after {:?}; {}",
+                    start.elapsed(),
+                    cluster.log("mount")
+                )
+            };
+            let count = count.with_context(failed)?;
             println!("{name}: {count}");
         }
         disturbed
     })?;
     drop(lock);
-    rustix::fs::flock(&their_lock, FlockOperation::NonBlockingLockExclusive)
-        .context("the lock was not given up at the close")?;
+    // The kernel tells of the last close when close(2) has returned.
+    wait(Duration::from_secs(5), || Ok(!is_locked())).context("the lock outlives its file")?;
     drop(their_lock);
     drop(others);
     cluster.fsck()?.expect_code(0)?;

@@ -78,7 +78,8 @@ fn worker_arguments(args: &MountArgs, path: &Path) -> Vec<OsString> {
     arguments
 }
 
-/// A worker. Its standard input is the way to its keeper.
+/// A worker. Its standard input is the way to its keeper. Does not return once it has served: ending in the usual way would
+/// answer the requests that it leaves to the next worker with errors.
 pub(super) async fn work(config: ClientConfig, path: &Path, options: MountOptions) -> Result<Exit> {
     serve::enter(None)?;
     // The keeper gets them as well, and says what is to happen.
@@ -87,8 +88,11 @@ pub(super) async fn work(config: ClientConfig, path: &Path, options: MountOption
         ignored.push(signal(kind).context("cannot listen for signals")?);
     }
     let control = rustix::io::dup(rustix::stdio::stdin()).context("cannot use standard input")?;
-    emberfs_fuse::work(control, config, path, &options).await?;
-    Ok(Exit::Success)
+    let outcome = emberfs_fuse::work(control, config, path, &options).await;
+    if let Err(error) = &outcome {
+        tracing::error!(%error, "the worker ends");
+    }
+    std::process::exit(i32::from(outcome.is_err()));
 }
 
 /// A socket's file, removed in the end.
