@@ -121,11 +121,6 @@ impl Client {
         self.core.stop.cancel();
         outcome
     }
-
-    /// Sends everything that rests in buffers on its way, without waiting for it.
-    pub fn hurry_writes(&self) {
-        self.core.relieve();
-    }
 }
 
 impl Core {

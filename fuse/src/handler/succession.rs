@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use emberfs_client::{Attr, Creds, RequestScope, Result};
-use emberfs_proto::RetryClass;
 use emberfs_proto::ids::InodeId;
+use emberfs_proto::{Error, ErrorCode, RetryClass};
 use futures::StreamExt;
 use parking_lot::Mutex;
 
@@ -233,7 +233,7 @@ impl<B: Backend> Handler<B> {
             tracing::warn!(%error, "a server that is not reached may still finish a write of the process before");
         }
         let appended = match self.backend.resume_locks().await {
-            Err(error) if error.retry() == RetryClass::Never => {
+            Err(error) if is_final(&error) => {
                 tracing::error!(%error, "locks that were set through this mount are lost");
                 Vec::new()
             }
@@ -278,7 +278,7 @@ impl<B: Backend> Handler<B> {
             .await;
         let (mut attr, file) = match opened {
             Ok(opened) => opened,
-            Err(error) if error.retry() == RetryClass::Never => {
+            Err(error) if is_final(&error) => {
                 tracing::error!(inode, %error, "an open file is gone: what uses it will see errors");
                 if let Some(ledger) = &self.ledger {
                     ledger.remove_open(place);
@@ -335,4 +335,9 @@ impl<B: Backend> Handler<B> {
             self.backend.release_numbers();
         }
     }
+}
+
+/// Nobody can take this over. (Not so if a later process has: then this one must leave everything as it is.)
+fn is_final(error: &Error) -> bool {
+    error.retry() == RetryClass::Never && error.code != ErrorCode::Superseded
 }

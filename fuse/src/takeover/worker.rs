@@ -52,14 +52,12 @@ pub async fn work(
     };
     let client = client.ok_or_else(|| protocol("it was not told which client to be"))?;
     let begun = Serving::begin(client, descriptors, &told, path, options).await;
-    let (mut serving, outcome) = match begun {
-        Ok(serving) => (Some(serving), Ok(())),
-        Err(error) => (None, Err(error)),
-    };
-    answer(&line, outcome).await?;
-    match serving.take() {
-        Some(serving) => serving.until_told(&line).await,
-        None => Ok(()),
+    match begun {
+        Ok(serving) => {
+            answer(&line, Ok(())).await?;
+            serving.until_told(&line).await
+        }
+        Err(error) => answer(&line, Err(error)).await,
     }
 }
 
@@ -168,7 +166,13 @@ impl Serving {
         let devices = devices.into_iter().map(Arc::new).collect();
         let session = Session::over(&parts, devices, options).resuming(told.refuse);
         let leave = session.leave();
-        let ended = start_thread(path, move || session.run())?;
+        let ended = match start_thread(path, move || session.run()) {
+            Ok(ended) => ended,
+            Err(error) => {
+                abandon(handler);
+                return Err(error);
+            }
+        };
         Ok(Self {
             client,
             handler,
