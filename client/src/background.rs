@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use emberfs_proto::wire::metadata::MetadataCaller;
 use emberfs_proto::{ErrorCode, Result, pb};
 use tokio::sync::Notify;
 
@@ -60,12 +61,11 @@ async fn keep_alive(core: Weak<Core>, lease: Duration, doubt: Arc<Notify>) {
 /// One keep-alive; answers the lease.
 async fn keep_alive_once(core: &Arc<Core>) -> Result<Duration> {
     let limit = Some(core.lease);
-    let send = |mut client: pb::metadata_client::MetadataClient<tonic::transport::Channel>,
-                caller| {
+    let send = |server: MetadataCaller, caller| {
         let request = pb::KeepAliveRequest {
             caller: Some(caller),
         };
-        async move { client.keep_alive(request).await }
+        async move { server.keep_alive(request).await }
     };
     let creds = Creds::default();
     let reply = core
@@ -109,8 +109,7 @@ async fn reopen(core: &Arc<Core>, state: &Arc<InodeState>, handle: &Handle) -> R
         closed.then_some(current),
     ];
     for session in leftovers.into_iter().flatten() {
-        let send = |mut client: pb::metadata_client::MetadataClient<tonic::transport::Channel>,
-                    caller| {
+        let send = |server: MetadataCaller, caller| {
             let request = pb::SyncRequest {
                 caller: Some(caller),
                 inode: state.inode.0,
@@ -121,7 +120,7 @@ async fn reopen(core: &Arc<Core>, state: &Arc<InodeState>, handle: &Handle) -> R
                 sparse: false,
                 settle: false,
             };
-            async move { client.close(request).await }
+            async move { server.close(request).await }
         };
         match core
             .meta

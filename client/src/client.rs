@@ -1,10 +1,12 @@
 //! A connected client.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use emberfs_proto::cluster::ClusterMap;
 use emberfs_proto::ids::{ClientId, ClusterId, InodeId};
+use emberfs_proto::wire::metadata::MetadataCaller;
 use emberfs_proto::{Error, ErrorCode, Result, pb, wire};
 use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
@@ -64,6 +66,7 @@ impl Client {
             inodes: parking_lot::Mutex::default(),
             locks: Book::new(identity),
             ends: Ends::default(),
+            fresh_names: AtomicBool::new(false),
             closing: TaskTracker::new(),
             runtime: tokio::runtime::Handle::current(),
             stop,
@@ -166,15 +169,14 @@ pub(crate) async fn attach(
     config: &ClientConfig,
     limit: Option<Duration>,
 ) -> Result<pb::AttachReply> {
-    let send = |mut client: pb::metadata_client::MetadataClient<tonic::transport::Channel>,
-                caller| {
+    let send = |server: MetadataCaller, caller| {
         let request = pb::AttachRequest {
             caller: Some(caller),
             cluster: config.cluster.map(ClusterId::to_bytes).unwrap_or_default(),
             protocol_version: wire::MAX_VERSION,
             host: config.host.clone(),
         };
-        async move { client.attach(request).await }
+        async move { server.attach(request).await }
     };
     let reply = meta
         .run_within(limit, "attach", &Creds::default(), Effect::Reads, send)

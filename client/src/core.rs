@@ -1,6 +1,7 @@
 //! What all parts of one client share.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ pub(crate) struct Core {
     pub(crate) inodes: Mutex<HashMap<InodeId, Weak<InodeState>>>,
     pub(crate) locks: Book,
     pub(crate) ends: Ends,
+    /// Files were made here, which may not be durable yet.
+    pub(crate) fresh_names: AtomicBool,
     /// Closes of files that were dropped without one, and ends of sessions that nobody waits for.
     pub(crate) closing: TaskTracker,
     pub(crate) runtime: Runtime,

@@ -11,6 +11,7 @@ use futures::StreamExt;
 
 use crate::chunk_write::ChunkWrite;
 use crate::core::Core;
+use crate::eager::spawn_eager;
 use crate::inode_state::{Handle, InodeState};
 use crate::length::Report;
 use crate::meta_rpc::{attr_of, rpc};
@@ -72,7 +73,13 @@ impl Core {
     /// Sends everything buffered on its way, and waits for it.
     pub(crate) async fn settle(self: &Arc<Self>, state: &Arc<InodeState>, why: Why) {
         let (ready, number) = state.buffers.lock().seal_all(why);
-        self.start_workers(state, &ready);
+        if let &[index] = &ready[..] {
+            // The caller has nothing else to do.
+            let work = drain(self.clone(), state.clone(), index);
+            spawn_eager(&self.runtime, work);
+        } else {
+            self.start_workers(state, &ready);
+        }
         state.done_to(number).await;
     }
 
@@ -117,10 +124,11 @@ impl Core {
     /// Tells the server how far acknowledged writes got, if it does not know yet.
     pub(crate) async fn report(&self, state: &InodeState, handle: &Handle) -> Result<Option<Attr>> {
         let _turn = state.reporting.lock().await;
-        let Some(report) = state.length.lock().take_report() else {
+        let report = state.length.lock().take_report();
+        if report.is_none() && !handle.fresh.load(Ordering::Acquire) {
             return Ok(None);
-        };
-        let result = self.send_report(state, handle, Some(report), false).await;
+        }
+        let result = self.send_report(state, handle, report, false).await;
         Self::reported(state, &result);
         result.map(Some)
     }
@@ -140,7 +148,7 @@ impl Core {
         } else {
             None
         };
-        if report.is_none() {
+        if report.is_none() && !handle.fresh.load(Ordering::Acquire) {
             self.end_soon(state.inode, handle.session.load(Ordering::Acquire));
             return Ok(());
         }
@@ -197,7 +205,10 @@ impl Core {
         } else {
             rpc!(self.meta, &handle.creds, Own, sync, request)
         };
-        attr_of(reply?.attr)
+        let attr = attr_of(reply?.attr)?;
+        // Answers to these come when all before them is durable.
+        handle.fresh.store(false, Ordering::Release);
+        Ok(attr)
     }
 
     /// Opens anew, as `creds`, what the server has forgotten or is about to.

@@ -30,6 +30,8 @@ pub(crate) struct Handle {
     pub(crate) write: bool,
     pub(crate) creds: Creds,
     pub(crate) closed: AtomicBool,
+    /// It made the file, which the server has answered before it was durable, and has not heard since that it is.
+    pub(crate) fresh: AtomicBool,
 }
 
 /// State of one open file.

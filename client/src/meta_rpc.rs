@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use emberfs_proto::ids::{ClientId, ClusterId};
 use emberfs_proto::pb::{self, cluster_client::ClusterClient, metadata_client::MetadataClient};
+use emberfs_proto::wire::client::{Identity as WireIdentity, Peer};
+use emberfs_proto::wire::metadata::MetadataCaller;
 use emberfs_proto::{Error, ErrorCode, Result};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
@@ -20,7 +22,7 @@ use crate::{Creds, Identity, request_scope};
 
 /// Longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// A silent connection is tested this often, and given up when no answer comes as long again.
+/// A silent stream is tested this often, and given up when no answer comes as long again.
 const PING_EVERY: Duration = Duration::from_secs(5);
 /// Longest wait for one answer; then the request is repeated.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_mins(1);
@@ -41,7 +43,9 @@ pub(crate) enum Effect {
 
 /// The metadata server, as seen by one client.
 pub(crate) struct MetaRpc {
-    metadata: MetadataClient<Channel>,
+    server: Arc<Peer>,
+    /// What frames do not carry.
+    streams: MetadataClient<Channel>,
     cluster: ClusterClient<Channel>,
     addr: String,
     identity: Identity,
@@ -70,11 +74,17 @@ impl MetaRpc {
             .http2_keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_EVERY)
             .keep_alive_while_idle(true);
-        // Two connections: a large map must not delay a lookup.
-        let metadata = MetadataClient::new(endpoint.connect_lazy());
-        let cluster = ClusterClient::new(endpoint.connect_lazy());
+        // Earlier processes of this client are refused request by request, because this one may attach beside them.
+        let caller = WireIdentity {
+            cluster: None,
+            client: identity.client,
+            instance: 0,
+        };
+        let channel = endpoint.connect_lazy();
+        let cluster = ClusterClient::new(channel.clone());
         Ok(Self {
-            metadata: metadata.max_decoding_message_size(MAX_MESSAGE),
+            server: Peer::metadata_server(addr, caller),
+            streams: MetadataClient::new(channel),
             cluster: cluster.max_decoding_message_size(MAX_MESSAGE),
             addr: addr.to_owned(),
             identity,
@@ -100,6 +110,11 @@ impl MetaRpc {
         &self.numbers
     }
 
+    /// The metadata service's streams.
+    pub(crate) fn streams(&self) -> MetadataClient<Channel> {
+        self.streams.clone()
+    }
+
     /// The cluster service.
     pub(crate) fn cluster(&self) -> ClusterClient<Channel> {
         self.cluster.clone()
@@ -111,10 +126,10 @@ impl MetaRpc {
         verb: &'static str,
         creds: &Creds,
         effect: Effect,
-        send: impl Fn(MetadataClient<Channel>, pb::Caller) -> F,
+        send: impl Fn(MetadataCaller, pb::Caller) -> F,
     ) -> Result<T>
     where
-        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+        F: Future<Output = Result<T>>,
     {
         self.run_within(self.limit, verb, creds, effect, send).await
     }
@@ -126,10 +141,10 @@ impl MetaRpc {
         verb: &'static str,
         creds: &Creds,
         effect: Effect,
-        send: impl Fn(MetadataClient<Channel>, pb::Caller) -> F,
+        send: impl Fn(MetadataCaller, pb::Caller) -> F,
     ) -> Result<T>
     where
-        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+        F: Future<Output = Result<T>>,
     {
         let numbered = match effect {
             Effect::Reads => None,
@@ -139,12 +154,11 @@ impl MetaRpc {
         let mut patience = Patience::new(limit, &self.stop);
         loop {
             let caller = self.caller(creds, numbered.as_ref().map_or(0, |n| n.number));
-            let attempt = send(self.metadata.clone(), caller);
             let deadline = patience.attempt(ATTEMPT_TIMEOUT);
-            let error = match tokio::time::timeout_at(deadline.into(), attempt).await {
-                Ok(Ok(reply)) => return Ok(reply.into_inner()),
-                Ok(Err(status)) => Error::from(status),
-                Err(_) => Error::new(ErrorCode::DeadlineExceeded, "no answer"),
+            let server = MetadataCaller::new(self.server.clone(), deadline);
+            let error = match send(server, caller).await {
+                Ok(reply) => return Ok(reply),
+                Err(error) => error,
             };
             tracing::debug!(verb, %error, "metadata request failed");
             let what = || format!("{verb} at metadata server {}", self.addr);
@@ -152,7 +166,7 @@ impl MetaRpc {
         }
     }
 
-    fn caller(&self, creds: &Creds, request: u64) -> pb::Caller {
+    pub(crate) fn caller(&self, creds: &Creds, request: u64) -> pb::Caller {
         pb::Caller {
             client: self.identity.client.to_bytes(),
             request,
@@ -171,13 +185,10 @@ impl MetaRpc {
 macro_rules! rpc {
     ($meta:expr, $creds:expr, $effect:ident, $method:ident, $request:expr) => {{
         let request = $request;
-        let send = |mut client: emberfs_proto::pb::metadata_client::MetadataClient<
-            tonic::transport::Channel,
-        >,
-                    caller| {
+        let send = |server: emberfs_proto::wire::metadata::MetadataCaller, caller| {
             let mut request = request.clone();
             request.caller = Some(caller);
-            async move { client.$method(request).await }
+            async move { server.$method(request).await }
         };
         $meta
             .run(

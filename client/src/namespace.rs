@@ -1,5 +1,7 @@
 //! The namespace verbs.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::{ErrorCode, Result, pb};
@@ -195,7 +197,27 @@ impl Client {
         let state = self.core.state_of(&attr)?;
         state.length.lock().overlay(&mut attr);
         let file = File::new(self.core.clone(), state, creds, reply.session, flags);
+        if reply.created {
+            file.mark_fresh();
+        }
         Ok((attr, file))
+    }
+
+    /// Waits until the names that this client has changed in a directory survive a loss of power, as fsync(2) of it does. All
+    /// but those of new files do already when their change is answered.
+    pub async fn sync_directory(&self, creds: &Creds, directory: InodeId) -> Result<()> {
+        if !self.core.fresh_names.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let request = pb::SyncRequest {
+            inode: directory.0,
+            ..pb::SyncRequest::default()
+        };
+        let synced = rpc!(self.core.meta, creds, Own, sync, request).map(drop);
+        if synced.is_err() {
+            self.core.fresh_names.store(true, Ordering::Release);
+        }
+        synced
     }
 
     /// Creates a directory. `mode`: umask already applied.

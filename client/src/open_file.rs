@@ -69,6 +69,7 @@ impl File {
             write: flags.write,
             creds: creds.clone(),
             closed: AtomicBool::new(false),
+            fresh: AtomicBool::new(false),
         });
         state.attach(&handle);
         let seen = AtomicU64::new(state.buffers.lock().failures().0);
@@ -81,6 +82,12 @@ impl File {
                 seen,
             }),
         }
+    }
+
+    /// It was made by this open.
+    pub(crate) fn mark_fresh(&self) {
+        self.inner.handle.fresh.store(true, Ordering::Release);
+        self.inner.core.fresh_names.store(true, Ordering::Release);
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {

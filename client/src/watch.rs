@@ -6,7 +6,6 @@ use emberfs_proto::{Error, ErrorCode, Result, pb};
 use tokio::sync::mpsc;
 
 use crate::core::Core;
-use crate::meta_rpc::Effect;
 use crate::{Client, Creds};
 
 /// Events that may wait for who caches; then the server's messages wait, and it says when it lost some.
@@ -76,13 +75,13 @@ async fn follow(core: &Core, events: &mpsc::Sender<CacheEvent>) -> Error {
 }
 
 async fn open(core: &Core) -> Result<tonic::Streaming<pb::Invalidation>> {
-    let send = |mut client: pb::metadata_client::MetadataClient<tonic::transport::Channel>,
-                caller| {
-        let request = pb::WatchInodesRequest {
-            caller: Some(caller),
-        };
-        async move { client.watch_inodes(request).await }
+    let request = pb::WatchInodesRequest {
+        caller: Some(core.meta.caller(&Creds::default(), 0)),
     };
-    let creds = Creds::default();
-    core.meta.run("watch", &creds, Effect::Reads, send).await
+    Ok(core
+        .meta
+        .streams()
+        .watch_inodes(request)
+        .await?
+        .into_inner())
 }

@@ -172,6 +172,11 @@ pub(crate) trait Backend: Send + Sync + 'static {
         to_offset: u64,
         len: u64,
     ) -> impl Future<Output = Result<u64>> + Send;
+    fn sync_directory(
+        &self,
+        creds: &Creds,
+        directory: InodeId,
+    ) -> impl Future<Output = Result<()>> + Send;
     fn statfs(&self, creds: &Creds) -> impl Future<Output = Result<pb::StatFsReply>> + Send;
     /// What other machines change, from now on; `None` where nobody can tell.
     fn watch(&self) -> Option<mpsc::Receiver<CacheEvent>>;
@@ -402,6 +407,10 @@ impl Backend for Client {
 
     fn watch(&self) -> Option<mpsc::Receiver<CacheEvent>> {
         Some(self.watch())
+    }
+
+    async fn sync_directory(&self, creds: &Creds, directory: InodeId) -> Result<()> {
+        self.sync_directory(creds, directory).await
     }
 
     async fn statfs(&self, creds: &Creds) -> Result<pb::StatFsReply> {

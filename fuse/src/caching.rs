@@ -174,11 +174,11 @@ pub(crate) async fn follow<B: Backend>(
         match event {
             CacheEvent::Watching(term) => {
                 let nanos = u64::try_from(term.as_nanos()).unwrap_or(u64::MAX);
-                handler.watched_for(term);
+                handler.watched_for(term, !caching.chosen);
                 caching.term.store(nanos, Ordering::Release);
             }
             CacheEvent::Blind => {
-                handler.watched_for(Duration::ZERO);
+                handler.watched_for(Duration::ZERO, false);
                 caching.term.store(0, Ordering::Release);
                 caching.invalidate_all();
                 give_ends_back(&handler, handler.appended());
@@ -186,6 +186,7 @@ pub(crate) async fn follow<B: Backend>(
             CacheEvent::Changed(changed) => {
                 if changed.everything {
                     caching.invalidate_all();
+                    handler.missed_changes();
                 }
                 changed_elsewhere(&caching, &handler, &device, changed).await;
             }
@@ -222,6 +223,9 @@ async fn changed_elsewhere<B: Backend>(
         .map(|name| handler.node(name.parent))
         .collect();
     caching.invalidate(nodes.iter().chain(&parents).copied());
+    for name in &changed.names {
+        handler.renamed_elsewhere(InodeId(name.parent), &name.name);
+    }
     let mut messages = Vec::new();
     for (inode, node) in changed.inodes.into_iter().zip(nodes) {
         messages.push(reply::stale_attributes(node));

@@ -5,6 +5,7 @@
 //! requests concurrently; the kernel orders those that exclude each other (writes and truncates of
 //! one inode, changes of names and listings of one directory).
 
+mod absent;
 mod append;
 mod data;
 mod dirs;
@@ -33,6 +34,7 @@ use tokio::sync::mpsc;
 use crate::backend::{Backend, OpenFile};
 use crate::takeover::Ledger;
 
+use absent::Absent;
 use append::Appends;
 use dirs::DirHandle;
 pub(crate) use dirs::DirItem;
@@ -62,6 +64,7 @@ pub(crate) struct Handler<B: Backend> {
     files: RwLock<HashMap<u64, Arc<FileHandle<B::File>>>>,
     dirs: RwLock<HashMap<u64, Arc<DirHandle>>>,
     appends: Appends,
+    absent: Absent,
     next_handle: AtomicU64,
     /// What a successor of this process will need to know; `None` if there will be none.
     ledger: Option<Arc<Ledger>>,
@@ -78,6 +81,7 @@ impl<B: Backend> Handler<B> {
             files: RwLock::default(),
             dirs: RwLock::default(),
             appends: Appends::default(),
+            absent: Absent::default(),
             next_handle: AtomicU64::new(1),
             ledger: None,
         }

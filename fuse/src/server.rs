@@ -1,7 +1,8 @@
 //! From a request of the kernel to its reply, whatever transport it came by.
 //!
-//! A transport's thread hands in a request's bytes; they are decoded and copied, a task runs the request on the handler, and
-//! sends the reply. So those threads never wait for a server, except when [`Gate`] has reached its limit, which
+//! A transport's thread hands in a request's bytes; they are decoded and copied, and the request begins on the handler. What is known
+//! here is answered there and then; what has to wait goes on as a task ([`spawn_eager`]), which sends the reply.
+//! So those threads never wait for a server, except when [`Gate`] has reached its limit, which
 //! is the bound on memory. `dispatch` says which operation is which call; `in_flight` knows all that are
 //! being served.
 //!
@@ -22,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use emberfs_client::{Creds, RequestScope, Result};
+use emberfs_client::{Creds, RequestScope, Result, spawn_eager};
 use tokio::sync::Semaphore;
 
 use crate::backend::Backend;
@@ -250,7 +251,7 @@ impl<B: Backend> Server<B> {
         } = call;
         let pass = self.parts.gate.enter();
         let ticket = self.in_flight.begin(respond.unique(), operation, node);
-        self.parts.runtime.spawn(async move {
+        spawn_eager(&self.parts.runtime, async move {
             let numbered = async {
                 match &scope {
                     Some(scope) => scope.run(work).await,

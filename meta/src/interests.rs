@@ -142,6 +142,11 @@ impl Interests {
         shard.turn(Instant::now());
         let notes = &mut shard.notes[0];
         if notes.count >= MAX_NOTES {
+            drop(shard);
+            if names {
+                // What it knows of the directory from before must not be prolonged for ever.
+                self.believe_nothing(slot);
+            }
             return;
         }
         let slots = notes.by_inode.entry((inode, names)).or_default();
@@ -179,6 +184,15 @@ impl Interests {
             {
                 stream.send(message);
             }
+        }
+    }
+
+    fn believe_nothing(&self, slot: Slot) {
+        if let Some(stream) = self.watchers.lock().streams.get_mut(&slot) {
+            stream.send(pb::Invalidation {
+                everything: true,
+                ..pb::Invalidation::default()
+            });
         }
     }
 

@@ -36,6 +36,7 @@ mod transaction;
 
 pub use clock::Clock;
 pub use memory::MemoryEngine;
+pub(crate) use retry::is_retried;
 pub use retry::{RetryPolicy, run, run_idempotent};
 pub use rocks::RocksEngine;
 
@@ -149,6 +150,9 @@ impl From<KvError> for Error {
     }
 }
 
+/// Told once whether something is durable, or may not be.
+pub type TellDurable = Box<dyn FnOnce(KvResult<()>) + Send>;
+
 /// A store of ordered keys that runs transactions.
 pub trait Engine: Send + Sync + 'static {
     /// Starts a transaction. It costs nothing until the first read takes the snapshot, and it
@@ -160,6 +164,10 @@ pub trait Engine: Send + Sync + 'static {
     fn begin_cached(&self) -> Box<dyn Transaction> {
         self.begin()
     }
+
+    /// Tells when every commit up to `version` survives a loss of power, at once if it does by now;
+    /// [`KvError::MaybeCommitted`]: nobody knows whether it will. On any thread, which must not be held up.
+    fn when_durable(&self, version: CommitVersion, tell: TellDurable);
 
     /// The engine's name, as configuration and logs print it.
     fn name(&self) -> &'static str;
@@ -236,8 +244,12 @@ pub trait Transaction: Send {
     fn max_u64(&mut self, key: &[u8], value: u64);
 
     /// Makes everything durable and visible at once, or nothing. A transaction that wrote nothing
-    /// always succeeds and answers the version it read at (0 if it read nothing).
+    /// always succeeds and answers the version it read at (0 if it read nothing), which is durable then.
     fn commit(self: Box<Self>) -> KvResult<CommitVersion>;
+
+    /// As [`Self::commit`], and does not wait until it is durable, which is soon: after everything committed before,
+    /// and not without that. See [`Engine::when_durable`].
+    fn commit_soon(self: Box<Self>) -> KvResult<CommitVersion>;
 }
 
 #[cfg(test)]

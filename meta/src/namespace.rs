@@ -1,6 +1,8 @@
 //! The namespace: inodes, names, lengths, sessions.
 //!
-//! A request is decoded, run as **one** transaction on the blocking pool ([`ops`]), and answered. The
+//! A request is decoded, run as **one** transaction ([`ops`]), and answered once that is durable. It is run at once, on the
+//! thread that received it, if everything it needs is in memory and nobody else is in its way; otherwise on the
+//! blocking pool. The
 //! few that touch chunks (truncation, a length from before one, garbage) do so between
 //! transactions, and what must not be forgotten in between is a record: see [`length`], [`trim`] and
 //! [`crate::gc`].
@@ -34,7 +36,7 @@ use std::time::Instant;
 use emberfs_proto::cluster::ClusterMap;
 use emberfs_proto::ids::{ClusterId, InodeId, SessionId};
 use emberfs_proto::{Error, ErrorCode, Result, pb, wire};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use self::core::{Core, LayoutDefaults, Operation, Step, Who};
 use self::ops::sync::{Report, Settled};
@@ -42,11 +44,10 @@ use self::records::ClientRecord;
 use crate::chunks::ChunkStore;
 use crate::config::MetaConfig;
 use crate::interests::Watch;
-use crate::kv::Engine;
+use crate::kv::{CommitVersion, Engine};
 use crate::sessions::{Held, Sessions, superseded};
 
-/// Transactions running at once. Each occupies a thread that mostly waits for the group commit, so
-/// this is also how many changes one synced write can carry.
+/// Transactions that may wait for a disk at once. Each occupies a thread.
 const TRANSACTIONS: usize = 256;
 
 /// The space that storage has, for `statfs`.
@@ -173,17 +174,46 @@ impl Namespace {
         mut body: impl FnMut(&mut tx::Tx<'_>, &Who) -> Result<R> + Send + 'static,
     ) -> Result<R> {
         let who = self.who(caller)?;
+        let step = |tx: &mut tx::Tx<'_>| body(tx, &who).map(Step::Done);
+        if let Some(done) = self.core.hurry_step(&who, operation, step) {
+            let (Step::Done(reply), version) = done? else {
+                unreachable!("the step above is always done");
+            };
+            self.durable(version).await?;
+            return Ok(reply);
+        }
         self.blocking(move |core| core.mutate(&who, operation, |tx| body(tx, &who)))
             .await
     }
 
+    /// Waits until a commit is durable, and all before it.
+    async fn durable(&self, version: CommitVersion) -> Result<()> {
+        let (tell, told) = oneshot::channel();
+        // Whoever has gone need not be told.
+        let tell = Box::new(move |outcome| drop(tell.send(outcome)));
+        self.core.engine.when_durable(version, tell);
+        let stopping = |_| Error::new(ErrorCode::Unavailable, "the metadata server is stopping");
+        Ok(told.await.map_err(stopping)??)
+    }
+
+    /// Whether an answer may come before what it says is durable. `soon`: it becomes so now, and whoever asks for more waits for
+    /// that anyway.
+    async fn settle(&self, version: CommitVersion, soon: bool) -> Result<()> {
+        if soon {
+            self.core.engine.when_durable(version, Box::new(|_| ()));
+            return Ok(());
+        }
+        self.durable(version).await
+    }
+
     /// A request that a truncation in progress may block; `truncates`: it may itself begin one,
-    /// which is completed before the answer.
+    /// which is completed before the answer. `opens`: what it does is undone by nobody but the caller, who makes sure that it
+    /// is durable before it says so to a program ([`pb::SyncRequest`]).
     async fn step<R: prost::Message + Default + Clone + 'static>(
         self: &Arc<Self>,
         caller: Option<&pb::Caller>,
         operation: Operation,
-        truncates: bool,
+        (truncates, opens): (bool, bool),
         about: fn(&R) -> (Option<InodeId>, SessionId),
         body: impl Fn(&mut tx::Tx<'_>, &Who, &mut Option<Held>) -> Result<Step<R>>
         + Send
@@ -193,19 +223,37 @@ impl Namespace {
         let who = self.who(caller)?;
         let body = Arc::new(body);
         loop {
-            let (who, body) = (who.clone(), body.clone());
-            let step = self.blocking(move |core| {
-                let mut held = None;
-                let step = core.mutate_step(&who, operation, |tx| body(tx, &who, &mut held))?;
-                // The answer may be that of a copy of this request, which opened its own session.
-                if let (Step::Done(reply), Some(held)) = (&step, held)
+            // The answer may be that of a copy of this request, which opened its own session.
+            let keep = move |step: &Step<R>, held: Option<Held>| {
+                if let (Step::Done(reply), Some(held)) = (step, held)
                     && held.session() == about(reply).1
                 {
                     held.keep();
                 }
-                Ok(step)
-            });
-            match step.await? {
+            };
+            let mut held = None;
+            let hurried = self
+                .core
+                .hurry_step(&who, operation, |tx| body(tx, &who, &mut held));
+            let step = if let Some(done) = hurried {
+                let (step, version) = done?;
+                keep(&step, held);
+                if matches!(step, Step::Done(_)) {
+                    self.settle(version, opens && !truncates).await?;
+                }
+                step
+            } else {
+                let (who, body) = (who.clone(), body.clone());
+                let step = self.blocking(move |core| {
+                    // What was begun above may have been committed after all.
+                    let mut held = held;
+                    let step = core.mutate_step(&who, operation, |tx| body(tx, &who, &mut held))?;
+                    keep(&step, held);
+                    Ok(step)
+                });
+                step.await?
+            };
+            match step {
                 Step::Blocked(inode) => self.finish_trim(inode).await?,
                 Step::Done(reply) => {
                     if truncates && let Some(inode) = about(&reply).0 {
@@ -345,7 +393,7 @@ impl Namespace {
         self.step(
             caller.as_ref(),
             Operation::SetAttr,
-            truncates,
+            (truncates, false),
             changed,
             body,
         )
@@ -357,8 +405,14 @@ impl Namespace {
         let body = move |tx: &mut tx::Tx<'_>, who: &Who, held: &mut _| {
             ops::create::create(tx, who, &req, held)
         };
-        self.step(caller.as_ref(), Operation::Create, truncates, opened, body)
-            .await
+        self.step(
+            caller.as_ref(),
+            Operation::Create,
+            (truncates, true),
+            opened,
+            body,
+        )
+        .await
     }
 
     pub(crate) async fn create_unnamed(
@@ -370,7 +424,7 @@ impl Namespace {
             ops::unnamed::create(tx, who, &req, held)
         };
         let operation = Operation::CreateUnnamed;
-        self.step(caller.as_ref(), operation, false, opened, body)
+        self.step(caller.as_ref(), operation, (false, true), opened, body)
             .await
     }
 
@@ -385,8 +439,14 @@ impl Namespace {
         let body = move |tx: &mut tx::Tx<'_>, who: &Who, held: &mut _| {
             ops::open::open(tx, who, &req, held)
         };
-        self.step(caller.as_ref(), Operation::Open, truncates, opened, body)
-            .await
+        self.step(
+            caller.as_ref(),
+            Operation::Open,
+            (truncates, true),
+            opened,
+            body,
+        )
+        .await
     }
 
     /// An open for reading writes nothing: its session is in memory only.
@@ -397,22 +457,28 @@ impl Namespace {
             self.core
                 .sessions
                 .touch(who.client, who.request, who.acknowledged)?;
-            let step = self.blocking(move |core| {
-                let sessions = &core.sessions;
-                if let Some(session) = sessions.opened_by(who.client, inode, who.request) {
-                    let body = |tx: &mut tx::Tx<'_>| ops::open::open_read(tx, &who, inode, session);
-                    return core.read_for(who.client, body);
+            let sessions = &self.core.sessions;
+            let (session, held) = match sessions.opened_by(who.client, inode, who.request) {
+                Some(session) => (session, None),
+                None => {
+                    let session = SessionId(self.core.next_id()?);
+                    let held = sessions.hold(inode, session, who.client, false, who.request)?;
+                    (session, Some(held))
                 }
-                let session = SessionId(core.next_id()?);
-                let held = sessions.hold(inode, session, who.client, false, who.request)?;
-                let body = |tx: &mut tx::Tx<'_>| ops::open::open_read(tx, &who, inode, session);
-                let step = core.read_for(who.client, body)?;
-                if matches!(step, Step::Done(_)) {
-                    held.keep();
+            };
+            let client = who.client;
+            let body = move |tx: &mut tx::Tx<'_>| ops::open::open_read(tx, &who, inode, session);
+            let step = match self.core.read_cached_for(client, &body) {
+                Some(step) => step?,
+                None => {
+                    self.blocking(move |core| core.read_for(client, body))
+                        .await?
                 }
-                Ok(step)
-            });
-            match step.await? {
+            };
+            if let (Step::Done(_), Some(held)) = (&step, held) {
+                held.keep();
+            }
+            match step {
                 Step::Blocked(inode) => self.finish_trim(inode).await?,
                 Step::Done(reply) => return Ok(reply),
             }
@@ -569,11 +635,19 @@ impl Namespace {
         let mut settled = None;
         loop {
             let (who, req) = (who.clone(), req.clone());
-            let attempt = self.blocking(move |core| {
-                let body = |tx: &mut tx::Tx<'_>| ops::sync::sync(tx, &who, &req, close, settled);
-                core.write_for(Some(who.client), body)
-            });
-            match attempt.await? {
+            let client = Some(who.client);
+            let body = move |tx: &mut tx::Tx<'_>| ops::sync::sync(tx, &who, &req, close, settled);
+            let attempt = if let Some(done) = self.core.hurry_for(client, &body) {
+                let (report, version) = done?;
+                if matches!(report, Report::Done(_)) {
+                    self.durable(version).await?;
+                }
+                report
+            } else {
+                self.blocking(move |core| core.write_for(client, body))
+                    .await?
+            };
+            match attempt {
                 Report::Done(reply) => return Ok(reply),
                 Report::Blocked(inode) => self.finish_trim(inode).await?,
                 Report::Settle(layout, epoch) => {

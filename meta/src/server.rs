@@ -5,15 +5,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use emberfs_proto::ids::ClientId;
+use emberfs_proto::ids::{ClientId, NodeId};
 use emberfs_proto::pb::cluster_server::ClusterServer;
 use emberfs_proto::pb::metadata_server::MetadataServer;
+use emberfs_proto::wire::metadata::MetadataFrames;
+use emberfs_proto::wire::port;
+use emberfs_proto::wire::server::{Host, Limits, serve};
 use emberfs_proto::{Error, ErrorCode, Result};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::chunks::{Patience, WireChunks};
 use crate::cluster::{Manager, ManagerConfig};
@@ -27,8 +31,10 @@ use crate::service::MetadataService;
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// A peer that does not answer that within this time is gone.
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
-/// Requests in progress per connection; further ones wait at the client.
+/// Requests in progress per connection; further ones wait at the client. Waiting for a lock is one.
 const REQUESTS_PER_CONNECTION: u32 = 1024;
+/// Clients connected at once.
+const CONNECTIONS: usize = 64 << 10;
 
 /// Runs a metadata server until `stop`, then finishes the requests in progress and closes the store.
 /// `ready` is told the address once requests are answered.
@@ -72,17 +78,45 @@ pub async fn run(
         });
     }
 
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let serving = Server::builder()
+    let port::Split {
+        frames,
+        grpc,
+        accepting,
+    } = port::split(listener);
+    let service = MetadataService::new(namespace.clone(), stop.clone());
+    let host = Host {
+        cluster: manager.cluster(),
+        node: NodeId::default(),
+    };
+    let limits = Limits {
+        requests_per_connection: REQUESTS_PER_CONNECTION as usize,
+        connections: CONNECTIONS,
+        ..Limits::default()
+    };
+    let grace = Duration::from_millis(config.stop_grace_ms);
+    let (stop_frames, stopped) = watch::channel(false);
+    let by_frames = serve(
+        frames,
+        host,
+        limits,
+        Arc::new(MetadataFrames(service.clone())),
+        stopped,
+        grace,
+    );
+    let by_grpc = Server::builder()
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
         .max_concurrent_streams(Some(REQUESTS_PER_CONNECTION))
-        .add_service(MetadataServer::new(MetadataService::new(
-            namespace.clone(),
-            stop.clone(),
-        )))
+        .add_service(MetadataServer::new(service))
         .add_service(ClusterServer::new(manager.service()))
-        .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(ReceiverStream::new(grpc), stop.clone().cancelled_owned());
+    let serving = async {
+        let both = async { tokio::join!(by_grpc, by_frames).0 };
+        tokio::select! {
+            ended = both => ended,
+            () = accepting => Ok(()),
+        }
+    };
     tokio::pin!(serving);
     tracing::info!(
         cluster = %manager.cluster(),
@@ -105,15 +139,13 @@ pub async fn run(
     // 2. Requests in progress get their answers. Watchers would stay for ever, so the manager ends
     //    their streams now; and whoever waits for a lock asks again elsewhere or later.
     stop.cancel();
+    stop_frames.send_replace(true);
     namespace.core.locks.stop();
     drop(namespace);
     served.cancel();
     let ended = match ended {
         Some(result) => Some(result),
-        None => {
-            let grace = Duration::from_millis(config.stop_grace_ms);
-            tokio::time::timeout(grace, &mut serving).await.ok()
-        }
+        None => tokio::time::timeout(grace, &mut serving).await.ok(),
     };
     // 3. Background work ends; the store closes when its last user is gone.
     while let Some(result) = background.join_next().await {

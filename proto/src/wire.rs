@@ -1,7 +1,8 @@
 //! The data plane: a small binary frame protocol for bulk data.
 //!
 //! gRPC moves 1 MiB messages at two to four times the CPU of a plain stream, so chunk data has its
-//! own protocol: a 64-byte header, a protobuf body and a raw payload ([`frame`]). Many requests
+//! own protocol: a 64-byte header, a protobuf body and a raw payload ([`frame`]). Metadata uses it as well, for
+//! its short way between two threads ([`metadata`]). Many requests
 //! are in flight on one connection; replies come in any order. The payload of a reply is
 //! received straight into the memory that the caller gave ([`Landing`]), the payload of a
 //! request into an aligned buffer that the disk and the next hop use as it is.
@@ -19,6 +20,8 @@
 pub mod client;
 pub mod frame;
 mod io;
+pub mod metadata;
+pub mod port;
 mod send;
 pub mod server;
 
@@ -47,6 +50,8 @@ pub enum Landing {
     Buffer(BytesMut),
     /// Into a fresh aligned buffer of the payload's size.
     Aligned,
+    /// As [`Self::Aligned`], if there is a payload.
+    Fresh,
 }
 
 /// What became of a [`Landing`].
@@ -59,6 +64,17 @@ pub enum Landed {
     Buffer(BytesMut),
     /// The aligned buffer.
     Aligned(Bytes),
+}
+
+impl Landed {
+    /// What has landed.
+    pub fn into_bytes(self) -> Bytes {
+        match self {
+            Self::None => Bytes::new(),
+            Self::Buffer(buf) => buf.freeze(),
+            Self::Aligned(bytes) => bytes,
+        }
+    }
 }
 
 impl Deref for Landed {

@@ -5,11 +5,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use emberfs_proto::locks::{Range, Ranges, Span};
-use emberfs_proto::pb::metadata_client::MetadataClient;
+use emberfs_proto::wire::metadata::MetadataCaller;
 use emberfs_proto::{Error, ErrorCode, Result, pb};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
-use tonic::{Response, Status};
 
 use super::book::{Key, Owner};
 use super::stopped;
@@ -80,12 +78,12 @@ impl Core {
         if known() != 0 {
             return Ok(known());
         }
-        let send = |mut client: MetadataClient<Channel>, caller| {
+        let send = |server: MetadataCaller, caller| {
             let request = pb::ReclaimLocksRequest {
                 caller: Some(caller),
                 ..pb::ReclaimLocksRequest::default()
             };
-            async move { self.heed(client.reclaim_locks(request).await) }
+            async move { self.heed(server.reclaim_locks(request).await) }
         };
         let me = Creds::default();
         let reply = self.meta.run("reclaim_locks", &me, Effect::Reads, send);
@@ -95,9 +93,9 @@ impl Core {
     }
 
     /// A server that does not know this client must be told of it at once.
-    pub(super) fn heed<T>(&self, reply: Result<T, Status>) -> Result<T, Status> {
-        reply.inspect_err(|status| {
-            if Error::from(status.clone()).code == ErrorCode::NoTenure {
+    pub(super) fn heed<T>(&self, reply: Result<T>) -> Result<T> {
+        reply.inspect_err(|error| {
+            if error.code == ErrorCode::NoTenure {
                 self.locks.owed.store(true, Ordering::Release);
                 self.locks.doubt.notify_one();
             }
@@ -114,7 +112,7 @@ impl Core {
         wait_ms: Option<u32>,
         gone: &CancellationToken,
     ) -> Result<pb::LockState> {
-        let send = |mut client: MetadataClient<Channel>, caller| async move {
+        let send = |server: MetadataCaller, caller| async move {
             let request = pb::LockRequest {
                 caller: Some(caller),
                 owner: Some(key.into()),
@@ -124,7 +122,7 @@ impl Core {
                 wait: wait_ms.is_some(),
                 wait_ms: wait_ms.unwrap_or(0),
             };
-            self.heed(client.lock(request).await)
+            self.heed(server.lock(request).await)
         };
         let me = Creds::default();
         tokio::select! {
@@ -150,7 +148,7 @@ impl Core {
         while owner.may_hold(span) {
             let seen = owner.bump();
             let ticket = self.locks.ticket();
-            let send = |mut client: MetadataClient<Channel>, caller| async move {
+            let send = |server: MetadataCaller, caller| async move {
                 let request = pb::UnlockRequest {
                     caller: Some(caller),
                     owner: Some(owner.key.into()),
@@ -162,7 +160,7 @@ impl Core {
                     start: span.start,
                     end: span.end,
                 };
-                self.heed(client.unlock(request).await)
+                self.heed(server.unlock(request).await)
             };
             let me = Creds::default();
             let reply = self.meta.run("unlock", &me, Effect::Reads, send).await?;
@@ -182,7 +180,7 @@ impl Core {
             let seen = owner.bump();
             let ticket = self.locks.ticket();
             let keep: Vec<pb::LockRange> = owner.held(span).into_iter().map(Into::into).collect();
-            let send = |mut client: MetadataClient<Channel>, caller| {
+            let send = |server: MetadataCaller, caller| {
                 let request = pb::CancelLockRequest {
                     caller: Some(caller),
                     owner: Some(owner.key.into()),
@@ -197,7 +195,7 @@ impl Core {
                     if request.tenure == 0 {
                         return Ok(nothing_held());
                     }
-                    self.heed(client.cancel_lock(request).await)
+                    self.heed(server.cancel_lock(request).await)
                 }
             };
             let (me, limit) = (Creds::default(), Some(self.lease));
@@ -220,8 +218,8 @@ impl Core {
 }
 
 /// The answer of a server under whose memory this client has no locks.
-fn nothing_held() -> Response<pb::LockReply> {
-    Response::new(pb::LockReply {
+fn nothing_held() -> pb::LockReply {
+    pb::LockReply {
         state: pb::LockState::Granted.into(),
-    })
+    }
 }

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use emberfs_proto::pb::metadata_client::MetadataClient;
+use emberfs_proto::wire::metadata::MetadataCaller;
 use emberfs_proto::{Error, ErrorCode, Result, pb};
-use tonic::transport::Channel;
 
 use super::book::{Book, Owner};
 use crate::Creds;
@@ -147,10 +146,10 @@ impl Core {
     }
 
     async fn ask_reclaim(&self, request: pb::ReclaimLocksRequest) -> Result<pb::ReclaimLocksReply> {
-        let send = |mut client: MetadataClient<Channel>, caller| {
+        let send = |server: MetadataCaller, caller| {
             let mut request = request.clone();
             request.caller = Some(caller);
-            async move { client.reclaim_locks(request).await }
+            async move { server.reclaim_locks(request).await }
         };
         let (me, limit) = (Creds::default(), Some(self.lease));
         let meta = &self.meta;

@@ -4,9 +4,8 @@ use std::sync::atomic::Ordering;
 
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::locks::LockSpace;
-use emberfs_proto::pb::metadata_client::MetadataClient;
+use emberfs_proto::wire::metadata::MetadataCaller;
 use emberfs_proto::{Error, ErrorCode, Result, pb};
-use tonic::transport::Channel;
 
 use super::book::Key;
 use crate::core::Core;
@@ -58,13 +57,13 @@ impl Client {
 
 impl Core {
     async fn ask_resume(&self, ticket: u64, after: u64) -> Result<pb::ResumeLocksReply> {
-        let send = |mut client: MetadataClient<Channel>, caller| async move {
+        let send = |server: MetadataCaller, caller| async move {
             let request = pb::ResumeLocksRequest {
                 caller: Some(caller),
                 ticket,
                 after,
             };
-            self.heed(client.resume_locks(request).await)
+            self.heed(server.resume_locks(request).await)
         };
         let me = Creds::default();
         let meta = &self.meta;

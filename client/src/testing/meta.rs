@@ -3,17 +3,22 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use emberfs_proto::cluster::ClusterMap;
+use emberfs_proto::ids::NodeId;
 use emberfs_proto::layout::Layout;
 use emberfs_proto::pb::cluster_server::{Cluster, ClusterServer};
 use emberfs_proto::pb::metadata_server::{Metadata, MetadataServer};
+use emberfs_proto::wire::metadata::MetadataFrames;
+use emberfs_proto::wire::port;
+use emberfs_proto::wire::server::{Host, Limits, serve};
 use emberfs_proto::{Error, ErrorCode, pb};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, WatchStream};
+use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
@@ -106,11 +111,33 @@ impl FakeMeta {
         let server = tonic::transport::Server::builder()
             .add_service(MetadataServer::new(self.clone()))
             .add_service(ClusterServer::new(self.clone()));
+        let port::Split {
+            frames,
+            grpc,
+            accepting,
+        } = port::split(listener);
+        let host = Host {
+            cluster: CLUSTER,
+            node: NodeId::default(),
+        };
+        let service = Arc::new(MetadataFrames(self.clone()));
+        let (keep, stop) = watch::channel(false);
+        // They live on when this ends.
+        let by_frames = serve(
+            frames,
+            host,
+            Limits::default(),
+            service,
+            stop,
+            Duration::ZERO,
+        );
         let task = tokio::spawn(async move {
-            server
-                .serve_with_incoming(TcpListenerStream::new(listener))
-                .await
-                .unwrap();
+            let _keep = keep;
+            tokio::select! {
+                ended = server.serve_with_incoming(ReceiverStream::new(grpc)) => ended.unwrap(),
+                () = by_frames => {}
+                () = accepting => {}
+            }
         });
         *self.task.lock() = Some(task.abort_handle());
     }

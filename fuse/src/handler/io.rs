@@ -119,10 +119,8 @@ impl<B: Backend> Handler<B> {
         check_name(name)?;
         let parent = self.real(parent)?;
         let wanted = create_flags(flags);
-        let (attr, file) = self
-            .backend
-            .create(creds, parent, name, mode, wanted)
-            .await?;
+        let made = self.backend.create(creds, parent, name, mode, wanted);
+        let (attr, file) = self.naming(parent, name, made).await?;
         self.inodes.touched(parent.0);
         let (attr, opened) = self.register(creds, attr, file, flags);
         Ok((self.show(attr), opened))

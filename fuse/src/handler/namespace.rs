@@ -1,6 +1,7 @@
 //! Names and attributes.
 
-use std::time::Duration;
+use std::future::Future;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use emberfs_client::attr::AttrExt;
@@ -24,6 +25,41 @@ impl<B: Backend> Handler<B> {
         let answer = self.backend.lookup(creds, self.inode(parent), name).await;
         let attr = virtual_dir::found(parent, name, answer)?;
         Ok(self.show(attr))
+    }
+
+    /// How long it holds that there is no such name, if that is known without asking anybody.
+    pub(crate) fn absent_for(&self, parent: u64, name: &[u8]) -> Option<Duration> {
+        self.absent.absent_for(self.inode(parent).0, name)
+    }
+
+    /// Runs what gives something this name.
+    pub(super) async fn naming<T>(
+        &self,
+        parent: InodeId,
+        name: &[u8],
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let since = Instant::now();
+        // Whatever comes of it.
+        self.absent.appears(parent.0, name);
+        let named = work.await?;
+        self.absent.used(parent.0, since);
+        Ok(named)
+    }
+
+    /// This mount has made a directory, by a request that came at `since`; nobody else has been in it.
+    pub(crate) fn made_empty(&self, node: u64, since: Instant) {
+        self.absent.made(self.inode(node).0, since);
+    }
+
+    /// Another machine has changed what a name means.
+    pub(crate) fn renamed_elsewhere(&self, parent: InodeId, name: &[u8]) {
+        self.absent.appears(parent.0, name);
+    }
+
+    /// Changes by others may have been missed.
+    pub(crate) fn missed_changes(&self) {
+        self.absent.forget_all();
     }
 
     /// The kernel has dropped the node from its caches.
@@ -53,9 +89,12 @@ impl<B: Backend> Handler<B> {
         attr.is_ok_and(|attr| self.inodes.drop_pages(&attr))
     }
 
-    /// From now on other machines' changes to what the server said are told for so long; zero: they are not.
-    pub(crate) fn watched_for(&self, term: Duration) {
+    /// From now on other machines' changes to what the server said are told for so long; zero: they are not. `names`: what
+    /// is said about names may be believed for that time, too.
+    pub(crate) fn watched_for(&self, term: Duration, names: bool) {
         self.inodes.watched_for(term);
+        self.absent
+            .watched_for(if names { term } else { Duration::ZERO });
     }
 
     /// `handle`: the one that ftruncate came through.
@@ -102,10 +141,8 @@ impl<B: Backend> Handler<B> {
             mode: mode.mode & 0o7777,
             ..mode
         };
-        let attr = self
-            .backend
-            .mknod(creds, parent, name, kind, mode, rdev)
-            .await?;
+        let made = self.backend.mknod(creds, parent, name, kind, mode, rdev);
+        let attr = self.naming(parent, name, made).await?;
         self.inodes.touched(parent.0);
         Ok(self.show(attr))
     }
@@ -119,7 +156,8 @@ impl<B: Backend> Handler<B> {
     ) -> Result<Attr> {
         check_name(name)?;
         let parent = self.real(parent)?;
-        let attr = self.backend.mkdir(creds, parent, name, mode).await?;
+        let made = self.backend.mkdir(creds, parent, name, mode);
+        let attr = self.naming(parent, name, made).await?;
         self.inodes.touched(parent.0);
         Ok(self.show(attr))
     }
@@ -133,7 +171,8 @@ impl<B: Backend> Handler<B> {
     ) -> Result<Attr> {
         check_name(name)?;
         let parent = self.real(parent)?;
-        let attr = self.backend.symlink(creds, parent, name, target).await?;
+        let made = self.backend.symlink(creds, parent, name, target);
+        let attr = self.naming(parent, name, made).await?;
         self.inodes.touched(parent.0);
         Ok(self.show(attr))
     }
@@ -147,10 +186,8 @@ impl<B: Backend> Handler<B> {
     ) -> Result<Attr> {
         check_name(name)?;
         let parent = self.real(parent)?;
-        let mut attr = self
-            .backend
-            .link(creds, self.real(node)?, parent, name)
-            .await?;
+        let made = self.backend.link(creds, self.real(node)?, parent, name);
+        let mut attr = self.naming(parent, name, made).await?;
         self.inodes.touched(parent.0);
         self.inodes.changed(&mut attr);
         Ok(self.show(attr))
@@ -189,13 +226,21 @@ impl<B: Backend> Handler<B> {
             self.spare_hidden(creds, parent, name).await?;
         }
         let (from, to) = ((self.real(from.0)?, from.1), (self.real(to.0)?, to.1));
-        let reply = self.backend.rename(creds, from, to, flags).await?;
+        let renamed = self.backend.rename(creds, from, to, flags);
+        let reply = self.naming(to.0, to.1, renamed).await?;
         self.inodes.touched(from.0.0);
         self.inodes.touched(to.0.0);
         for mut attr in reply.moved.into_iter().chain(reply.replaced) {
             self.inodes.changed(&mut attr);
         }
         Ok(None)
+    }
+
+    pub(crate) async fn sync_directory(&self, creds: &Creds, node: u64) -> Result<()> {
+        if virtual_dir::is_virtual(node) {
+            return Ok(());
+        }
+        self.backend.sync_directory(creds, self.inode(node)).await
     }
 
     pub(crate) async fn statfs(&self, creds: &Creds) -> Result<StatFsReply> {

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use emberfs_client::attr::AttrExt;
@@ -96,7 +97,12 @@ impl<B: Backend> Server<B> {
                 self.parts.handler.releasedir(handle);
                 respond.send(Reply::empty());
             }
-            Op::FSyncDir | Op::Destroy => respond.send(Reply::empty()),
+            Op::FSyncDir => {
+                let creds = self.creds(head);
+                let work = async move { handler.sync_directory(&creds, node).await };
+                self.spawn(call("fsyncdir", node, respond), work, empty);
+            }
+            Op::Destroy => respond.send(Reply::empty()),
             Op::StatFs => {
                 let creds = self.creds(head);
                 let work = async move { handler.statfs(&creds).await };
@@ -158,6 +164,11 @@ impl<B: Backend> Server<B> {
         let (node, asked) = (head.node, asked(head));
         match operation {
             Op::Lookup { name } => {
+                let since = self.caching.now();
+                if let Some(left) = handler.absent_for(node, &name) {
+                    let believed = self.caching.believe(since);
+                    return respond.send(reply::no_entry(believed.name(node).min(left)));
+                }
                 let work = async move { handler.lookup(&creds, node, &name).await };
                 self.spawn_lookup(call("lookup", node, respond), work);
             }
@@ -186,8 +197,9 @@ impl<B: Backend> Server<B> {
             }
             Op::MkDir { name, mode, umask } => {
                 let mode = NewMode { mode, umask };
-                let work = async move { handler.mkdir(&creds, node, &name, mode).await };
-                self.spawn_entry(self.change("mkdir", head, respond), work);
+                let maker = handler.clone();
+                let work = async move { maker.mkdir(&creds, node, &name, mode).await };
+                self.spawn_mkdir(self.change("mkdir", head, respond), handler, work);
             }
             Op::Unlink { name } => {
                 let work = async move { handler.unlink(&creds, node, &name).await };
@@ -342,6 +354,21 @@ impl<B: Backend> Server<B> {
     {
         let parent = call.node;
         let encode = move |attr: Attr, believed: &Believed<'_>| {
+            reply::entry(&attr, believed.entry(parent, &attr))
+        };
+        self.spawn_believed(call, work, encode, |_| {});
+    }
+
+    /// As [`Self::spawn_entry`], of a new directory.
+    fn spawn_mkdir<F>(&self, call: Call, handler: Arc<Handler<B>>, work: F)
+    where
+        F: Future<Output = Result<Attr>> + Send + 'static,
+    {
+        let (parent, since) = (call.node, Instant::now());
+        let encode = move |attr: Attr, believed: &Believed<'_>| {
+            if !believed.name(attr.inode).is_zero() {
+                handler.made_empty(attr.inode, since);
+            }
             reply::entry(&attr, believed.entry(parent, &attr))
         };
         self.spawn_believed(call, work, encode, |_| {});

@@ -16,7 +16,7 @@ use rand::{RngExt, SeedableRng};
 use super::conflict::Window;
 use super::mutations::Write;
 use super::transaction::{CommitRequest, OptimisticTransaction, Snapshot, Store, Visit};
-use super::{Clock, CommitVersion, Engine, KvError, KvResult, Transaction};
+use super::{Clock, CommitVersion, Engine, KvError, KvResult, TellDurable, Transaction};
 
 /// A failure that the contract allows. It hits transactions that write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +118,10 @@ impl MemoryEngine {
 impl Engine for MemoryEngine {
     fn begin(&self) -> Box<dyn Transaction> {
         Box::new(OptimisticTransaction::new(Arc::clone(&self.store)))
+    }
+
+    fn when_durable(&self, _version: CommitVersion, tell: TellDurable) {
+        tell(Ok(()));
     }
 
     fn name(&self) -> &'static str {
@@ -315,6 +319,10 @@ impl Store for MemoryStore {
 
     fn commit(&self, request: CommitRequest) -> KvResult<CommitVersion> {
         self.state.lock().commit(request, self.clock.now())
+    }
+
+    fn settle(&self, _version: CommitVersion) -> KvResult<()> {
+        Ok(())
     }
 }
 

@@ -139,24 +139,6 @@ impl Mutations {
         self.cleared.insert(begin, end);
     }
 
-    /// Adds the writes of a later transaction.
-    pub(super) fn merge(&mut self, later: Self) {
-        for (begin, end) in later.cleared {
-            self.delete_range(begin, end);
-        }
-        for (key, write) in later.keys {
-            match write {
-                Write::Put(value) => self.put(key, value),
-                Write::Delete => self.delete(key),
-                Write::Atomic(changes) => {
-                    for change in changes {
-                        self.atomic(key.clone(), change);
-                    }
-                }
-            }
-        }
-    }
-
     /// Turns every atomic into a put, given what the store holds.
     pub(super) fn resolve(
         &mut self,

@@ -72,7 +72,7 @@ pub fn run_idempotent<T>(
 }
 
 /// Whether the loop runs again after this code, idempotent or not.
-pub(super) fn is_retried(code: ErrorCode) -> bool {
+pub(crate) fn is_retried(code: ErrorCode) -> bool {
     matches!(
         code,
         ErrorCode::Conflict | ErrorCode::TransactionTooOld | ErrorCode::Busy

@@ -9,9 +9,10 @@
 //! - Every batch stores the version of its last transaction under a system key, and is atomic.
 //!   So the version that a snapshot finds there tells exactly which commits the snapshot holds,
 //!   and taking one needs no lock.
-//! - A batch is written with `sync`, and RocksDB shows it to readers only after its log is on disk:
-//!   what was acknowledged, or even only seen, survives a power cut.
-//! - After a failed write nothing more is committed until the engine is opened again, because
+//! - The log is one sequence: a commit that is durable stands for all before it, and after a loss of power the store is as
+//!   it was after one of them. What [`Transaction::commit`] has answered is durable. What others have *seen* before that may
+//!   be lost with the power, for the time of one flush.
+//! - After a failed write or flush nothing more is committed until the engine is opened again, because
 //!   nobody knows whether that write is in the log.
 //!
 //! A directory belongs to one process at a time. Transactions that outlive the engine keep it
@@ -19,29 +20,35 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use emberfs_proto::{Error, Result};
+use emberfs_proto::{Error, ErrorCode, Result};
 use rocksdb::DB;
 
+use parking_lot::Mutex;
+
 use super::transaction::{CommitRequest, OptimisticTransaction, Store};
-use super::{Clock, CommitVersion, Engine, KvResult, Transaction};
+use super::{Clock, CommitVersion, Engine, KvError, KvResult, TellDurable, Transaction};
 
 mod committer;
+mod log;
 mod open;
-mod queue;
 mod snapshot;
 
 pub use committer::CommitStats;
-use committer::{Committer, WriteBatchFn};
-use queue::CommitQueue;
+use committer::{Committer, Patience, WriteBatchFn};
+use log::{FlushFn, Log};
 use snapshot::RocksSnapshot;
+
+/// How long a commit that must not wait for a disk waits for another one to be decided.
+const TURN: Duration = Duration::from_millis(1);
 
 /// The version of the last commit, 8 bytes little-endian.
 const VERSION_KEY: &[u8] = b"\xffversion";
 
-/// RocksDB in one directory. Dropping it finishes the commits under way; that blocks for at
-/// most the time of a synced write.
+/// RocksDB in one directory. Dropping it makes durable what was committed; that blocks for at
+/// most the time of two flushes.
 pub struct RocksEngine {
     shared: Arc<Shared>,
 }
@@ -50,7 +57,8 @@ struct Shared {
     db: Arc<DB>,
     clock: Clock,
     stats: Arc<committer::Counters>,
-    queue: CommitQueue,
+    committer: Mutex<Committer>,
+    log: Log,
 }
 
 impl RocksEngine {
@@ -65,10 +73,15 @@ impl RocksEngine {
 
     /// Like [`Self::open`], with the clock that limits the age of transactions.
     pub fn open_with_clock(directory: &Path, clock: Clock) -> Result<Self> {
-        Self::open_with(directory, clock, committer::write_synced)
+        Self::open_with(directory, clock, committer::write, log::flush)
     }
 
-    fn open_with(directory: &Path, clock: Clock, write: WriteBatchFn) -> Result<Self> {
+    fn open_with(
+        directory: &Path,
+        clock: Clock,
+        write: WriteBatchFn,
+        flush: FlushFn,
+    ) -> Result<Self> {
         let db = Arc::new(open::open(directory)?);
         let version = snapshot::stored_version(&db)
             .map_err(|error| Error::from(error).context(directory.display()))?;
@@ -80,11 +93,18 @@ impl RocksEngine {
             Arc::clone(&stats),
             write,
         );
+        let log = Log::start(Arc::clone(&db), version, flush).map_err(|error| {
+            let what = format!(
+                "cannot start the thread of the metadata log: {error}; raise the limit on processes"
+            );
+            Error::new(ErrorCode::Internal, what)
+        })?;
         let shared = Shared {
             db,
             clock,
             stats,
-            queue: CommitQueue::new(committer),
+            committer: Mutex::new(committer),
+            log,
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -93,7 +113,12 @@ impl RocksEngine {
 
     /// What the committer has done since the engine was opened.
     pub fn stats(&self) -> CommitStats {
-        self.shared.stats.read()
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        CommitStats {
+            committed: count(&self.shared.stats.committed),
+            refused: count(&self.shared.stats.refused),
+            flushes: self.shared.log.flushes(),
+        }
     }
 }
 
@@ -107,6 +132,10 @@ impl Engine for RocksEngine {
         Box::new(OptimisticTransaction::new(Arc::new(cached)))
     }
 
+    fn when_durable(&self, version: CommitVersion, tell: TellDurable) {
+        self.shared.log.when_durable(version.0, tell);
+    }
+
     fn name(&self) -> &'static str {
         "rocksdb"
     }
@@ -114,7 +143,9 @@ impl Engine for RocksEngine {
 
 impl Drop for RocksEngine {
     fn drop(&mut self) {
-        self.shared.queue.close();
+        let closed = "it was closed".to_owned();
+        self.shared.committer.lock().close(closed);
+        self.shared.log.close();
     }
 }
 
@@ -134,7 +165,28 @@ impl Store for Shared {
     }
 
     fn commit(&self, request: CommitRequest) -> KvResult<CommitVersion> {
-        self.queue.commit(request)
+        let mut committer = self.committer.lock();
+        self.write(&mut committer, request, Patience::Waits)
+    }
+
+    fn settle(&self, version: CommitVersion) -> KvResult<()> {
+        self.log.wait(version.0)
+    }
+}
+
+impl Shared {
+    fn write(
+        &self,
+        committer: &mut Committer,
+        request: CommitRequest,
+        patience: Patience,
+    ) -> KvResult<CommitVersion> {
+        if let Some(why) = self.log.failure() {
+            committer.close(committer::broken(&why));
+        }
+        let version = committer.commit(request, patience)?;
+        self.log.written(version.0);
+        Ok(version)
     }
 }
 
@@ -157,7 +209,13 @@ impl Store for Cached {
     }
 
     fn commit(&self, request: CommitRequest) -> KvResult<CommitVersion> {
-        self.0.commit(request)
+        let turn = self.0.committer.try_lock_for(TURN);
+        let mut committer = turn.ok_or(KvError::NotCached)?;
+        self.0.write(&mut committer, request, Patience::Hurries)
+    }
+
+    fn settle(&self, version: CommitVersion) -> KvResult<()> {
+        self.0.settle(version)
     }
 }
 

@@ -46,13 +46,9 @@ fn what_is_retried_here_is_retried_by_remote_callers_too() {
             KvRetry::IfIdempotent => assert_eq!(wire.code, ErrorCode::MaybeCommitted),
             KvRetry::Never => {
                 assert_ne!(wire.code, ErrorCode::MaybeCommitted, "{error:?}");
-                assert!(!retry::is_retried(wire.code), "{error:?}");
+                assert!(!is_retried(wire.code), "{error:?}");
             }
         }
-        assert_eq!(
-            retry == KvRetry::Again,
-            retry::is_retried(wire.code),
-            "{error:?}"
-        );
+        assert_eq!(retry == KvRetry::Again, is_retried(wire.code), "{error:?}");
     }
 }

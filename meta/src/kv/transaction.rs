@@ -34,7 +34,10 @@ pub(super) trait Store: Send + Sync + 'static {
     /// Changes when every open transaction is lost.
     fn epoch(&self) -> u64;
     fn snapshot(self: &Arc<Self>) -> KvResult<Self::Snapshot>;
+    /// Decides, and makes the writes visible.
     fn commit(&self, request: CommitRequest) -> KvResult<CommitVersion>;
+    /// Blocks until everything up to `version` is durable.
+    fn settle(&self, version: CommitVersion) -> KvResult<()>;
 }
 
 /// A transaction that asks to be committed.
@@ -47,7 +50,6 @@ pub(super) struct CommitRequest {
     pub(super) writes: WriteSet,
     pub(super) mutations: Mutations,
     pub(super) bounds: Bounds,
-    pub(super) bytes: usize,
 }
 
 /// See the module.
@@ -393,7 +395,14 @@ impl<S: Store> Transaction for OptimisticTransaction<S> {
         self.atomic(key, Atomic::MaxU64(value));
     }
 
-    fn commit(mut self: Box<Self>) -> KvResult<CommitVersion> {
+    fn commit(self: Box<Self>) -> KvResult<CommitVersion> {
+        let store = Arc::clone(&self.store);
+        let version = self.commit_soon()?;
+        store.settle(version)?;
+        Ok(version)
+    }
+
+    fn commit_soon(mut self: Box<Self>) -> KvResult<CommitVersion> {
         if let Some(fault) = self.fault.take() {
             return Err(fault);
         }
@@ -417,7 +426,6 @@ impl<S: Store> Transaction for OptimisticTransaction<S> {
             declared_writes,
             mutations,
             bounds,
-            bytes,
             ..
         } = *self;
         let writes = WriteSet::new(&mutations, declared_writes);
@@ -428,7 +436,6 @@ impl<S: Store> Transaction for OptimisticTransaction<S> {
             writes,
             mutations,
             bounds,
-            bytes,
         })
     }
 }

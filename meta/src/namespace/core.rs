@@ -19,7 +19,7 @@ use super::trash;
 use super::tx::Tx;
 use super::usage::table::Quotas;
 use crate::interests::Interests;
-use crate::kv::{self, Engine, RetryPolicy, Transaction};
+use crate::kv::{self, CommitVersion, Engine, RetryPolicy, Transaction};
 use crate::locks::Locks;
 use crate::sessions::Sessions;
 
@@ -283,6 +283,47 @@ impl Core {
         Ok(value)
     }
 
+    /// As [`Self::write_for`], at once or not at all: one attempt that waits for no disk and nobody else. What it did is
+    /// visible, and durable soon. `None`: it would have to wait, or lost against another one, and nothing was done.
+    pub(crate) fn hurry_for<T>(
+        &self,
+        client: Option<ClientId>,
+        body: impl FnOnce(&mut Tx<'_>) -> Result<T>,
+    ) -> Option<Result<(T, CommitVersion)>> {
+        let noter = client.and_then(|client| self.interests.noter(client));
+        let gate = self.quotas.gate.try_read()?;
+        let mut txn = self.engine.begin_cached();
+        let mut tx = Tx::new(self, &mut *txn, noter);
+        let done = body(&mut tx).and_then(|value| {
+            tx.settle_usage()?;
+            Ok(value)
+        });
+        let changed = tx.into_changed();
+        let done = done.and_then(|value| Ok((value, txn.commit_soon()?)));
+        drop(gate);
+        match done {
+            Err(error) if needs_time(error.code) => None,
+            Err(error) => Some(Err(error)),
+            Ok(done) => {
+                self.interests.changed(client, &changed);
+                Some(Ok(done))
+            }
+        }
+    }
+
+    /// As [`Self::mutate_step`], in the way of [`Self::hurry_for`].
+    pub(crate) fn hurry_step<R: Message + Default>(
+        &self,
+        who: &Who,
+        operation: Operation,
+        body: impl FnOnce(&mut Tx<'_>) -> Result<Step<R>>,
+    ) -> Option<Result<(Step<R>, CommitVersion)>> {
+        if let Err(error) = self.admit(who) {
+            return Some(Err(error));
+        }
+        self.hurry_for(Some(who.client), |tx| once(tx, who, operation, body))
+    }
+
     /// Runs a request exactly once: its answer is recorded in the same transaction, and a retry
     /// is given that.
     pub(crate) fn mutate<R: Message + Default>(
@@ -307,27 +348,18 @@ impl Core {
         operation: Operation,
         mut body: impl FnMut(&mut Tx<'_>) -> Result<Step<R>>,
     ) -> Result<Step<R>> {
+        self.admit(who)?;
+        self.write_for(Some(who.client), |tx| once(tx, who, operation, &mut body))
+    }
+
+    /// Lets a request with a number in.
+    fn admit(&self, who: &Who) -> Result<()> {
         if who.request == 0 {
             let what = "the request has no number, so that a retry of it could not be recognised";
             return Err(Error::new(ErrorCode::InvalidArgument, what));
         }
         self.sessions
-            .touch(who.client, who.request, who.acknowledged)?;
-        let key = keys::answer(who.client, who.request);
-        self.write_for(Some(who.client), |tx| {
-            if let Some(answer) = tx.get::<Answer>(&key)? {
-                return replay(who, operation, answer).map(Step::Done);
-            }
-            let step = body(tx)?;
-            if let Step::Done(reply) = &step {
-                let answer = Answer {
-                    operation: operation as u32,
-                    reply: reply.encode_to_vec().into(),
-                };
-                tx.put(&key, &answer);
-            }
-            Ok(step)
-        })
+            .touch(who.client, who.request, who.acknowledged)
     }
 
     /// A number for an inode or a session.
@@ -369,6 +401,33 @@ impl Core {
             seed: rand::random(),
         })
     }
+}
+
+/// Whether what did not work at once may work for who takes his time (and finds out, if need be, whether it has worked).
+fn needs_time(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::NotCached | ErrorCode::MaybeCommitted) || kv::is_retried(code)
+}
+
+/// The request itself, or the answer that an earlier run of it has left.
+fn once<R: Message + Default>(
+    tx: &mut Tx<'_>,
+    who: &Who,
+    operation: Operation,
+    body: impl FnOnce(&mut Tx<'_>) -> Result<Step<R>>,
+) -> Result<Step<R>> {
+    let key = keys::answer(who.client, who.request);
+    if let Some(answer) = tx.get::<Answer>(&key)? {
+        return replay(who, operation, answer).map(Step::Done);
+    }
+    let step = body(tx)?;
+    if let Step::Done(reply) = &step {
+        let answer = Answer {
+            operation: operation as u32,
+            reply: reply.encode_to_vec().into(),
+        };
+        tx.put(&key, &answer);
+    }
+    Ok(step)
 }
 
 fn replay<R: Message + Default>(who: &Who, operation: Operation, answer: Answer) -> Result<R> {

@@ -1,7 +1,9 @@
 //! The calling end: connections to one peer, and the pool of all peers.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
@@ -31,6 +34,8 @@ const SEND_QUEUE: usize = 128;
 const READ_BUFFER: usize = 16 << 10;
 /// Longest wait for a connection and its HELLO.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A host that acknowledges nothing for so long is gone.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// What a caller says of itself on each new connection.
 #[derive(Clone, Copy, Debug)]
@@ -67,11 +72,11 @@ impl PeerPool {
         if let Some(peer) = peers.get(addr) {
             return peer.clone();
         }
-        let peer = Arc::new(Peer::new(
-            addr.to_owned(),
-            self.identity,
-            self.connections_per_peer,
-        ));
+        let name = Name {
+            role: "storage server",
+            addr: addr.to_owned(),
+        };
+        let peer = Arc::new(Peer::new(name, self.identity, self.connections_per_peer));
         peers.insert(addr.to_owned(), peer.clone());
         peer
     }
@@ -82,9 +87,30 @@ impl PeerPool {
     }
 }
 
-/// One peer: a few connections, the least loaded of which takes the next call.
-pub struct Peer {
+/// Whom we talk to, for messages.
+#[derive(Clone, Debug)]
+struct Name {
+    role: &'static str,
+    /// `host:port`.
     addr: String,
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.role, self.addr)
+    }
+}
+
+impl Name {
+    fn unreachable(&self, why: &str) -> Error {
+        let what = format!("{self} is unreachable: {why}");
+        Error::new(ErrorCode::Unreachable, what)
+    }
+}
+
+/// One peer: a few connections, which take calls in turn.
+pub struct Peer {
+    name: Name,
     identity: Identity,
     slots: Vec<Slot>,
     next: AtomicUsize,
@@ -97,10 +123,19 @@ struct Slot {
 }
 
 impl Peer {
-    fn new(addr: String, identity: Identity, connections: usize) -> Self {
+    /// The metadata server at `host:port`, by one connection: what is large there is short-lived.
+    pub fn metadata_server(addr: &str, identity: Identity) -> Arc<Self> {
+        let name = Name {
+            role: "metadata server",
+            addr: addr.to_owned(),
+        };
+        Arc::new(Self::new(name, identity, 1))
+    }
+
+    fn new(name: Name, identity: Identity, connections: usize) -> Self {
         let slots = (0..connections).map(|_| Slot::default()).collect();
         Self {
-            addr,
+            name,
             identity,
             slots,
             next: AtomicUsize::new(0),
@@ -109,7 +144,7 @@ impl Peer {
 
     /// `host:port`.
     pub fn addr(&self) -> &str {
-        &self.addr
+        &self.name.addr
     }
 
     /// Connects if there is no connection: afterwards the server knows of this process, and has shut earlier ones of the
@@ -130,18 +165,13 @@ impl Peer {
             if let Some(connection) = slot.usable() {
                 return Ok(connection);
             }
-            let connection = Arc::new(Connection::open(&self.addr, self.identity).await?);
+            let connection = Arc::new(Connection::open(&self.name, self.identity).await?);
             *slot.current.lock() = Some(connection.clone());
             Ok(connection)
         };
         match tokio::time::timeout_at(limit.into(), connect).await {
-            Ok(result) => {
-                result.map_err(|e: Error| e.context(format!("storage server {}", self.addr)))
-            }
-            Err(_) => Err(unreachable(
-                &self.addr,
-                "no answer to the connection attempt",
-            )),
+            Ok(result) => result.map_err(|e: Error| e.context(&self.name)),
+            Err(_) => Err(self.name.unreachable("no answer to the connection attempt")),
         }
     }
 }
@@ -159,7 +189,7 @@ impl Channel for Peer {
     fn call(&self, call: Call) -> Pin<Box<dyn Future<Output = Result<Reply>> + Send + '_>> {
         Box::pin(async move {
             let connection = self.connection(call.deadline).await?;
-            connection.call(call, &self.addr).await
+            connection.call(call, &self.name).await
         })
     }
 }
@@ -207,11 +237,12 @@ impl Drop for Connection {
 }
 
 impl Connection {
-    async fn open(addr: &str, identity: Identity) -> Result<Self> {
-        let stream = TcpStream::connect(resolve(addr).await?)
+    async fn open(name: &Name, identity: Identity) -> Result<Self> {
+        let stream = TcpStream::connect(resolve(name).await?)
             .await
-            .map_err(|e| unreachable(addr, &e.to_string()))?;
+            .map_err(|e| name.unreachable(&e.to_string()))?;
         stream.set_nodelay(true).map_err(broken)?;
+        notice_silence(&stream).map_err(broken)?;
         let (read, write) = stream.into_split();
         let mut read = BufReader::with_capacity(READ_BUFFER, read);
         let (send, write) = FrameSender::new(write, SEND_QUEUE);
@@ -238,7 +269,7 @@ impl Connection {
             let shared = shared.clone();
             tokio::spawn(async move {
                 let error = match read_replies(&mut read, &shared).await {
-                    Ok(()) => broken(std::io::ErrorKind::UnexpectedEof.into()),
+                    Ok(()) => broken(io::ErrorKind::UnexpectedEof.into()),
                     Err(error) => error,
                 };
                 shared.fail(&error);
@@ -254,7 +285,7 @@ impl Connection {
         })
     }
 
-    async fn call(&self, call: Call, addr: &str) -> Result<Reply> {
+    async fn call(&self, call: Call, name: &Name) -> Result<Reply> {
         let request_id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (done, answer) = oneshot::channel();
         let opcode = call.opcode;
@@ -266,7 +297,7 @@ impl Connection {
         {
             let mut waiting = self.shared.waiting.lock();
             if self.shared.broken.load(Ordering::Acquire) {
-                return Err(unreachable(addr, "connection lost"));
+                return Err(name.unreachable("connection lost"));
             }
             waiting.insert(request_id, waiter);
         }
@@ -292,16 +323,16 @@ impl Connection {
         let exchange = async {
             let frame = OutFrame::new(header, call.body, call.payload);
             if self.send.send(frame).await.is_err() {
-                return Err(unreachable(addr, "connection lost"));
+                return Err(name.unreachable("connection lost"));
             }
             answer
                 .await
-                .unwrap_or_else(|_| Err(unreachable(addr, "connection lost")))
+                .unwrap_or_else(|_| Err(name.unreachable("connection lost")))
         };
         tokio::time::timeout_at(call.deadline.into(), exchange)
             .await
             .unwrap_or_else(|_| {
-                let what = format!("storage server {addr} did not answer {opcode:?} in time");
+                let what = format!("{name} did not answer {opcode:?} in time");
                 Err(Error::new(ErrorCode::DeadlineExceeded, what))
             })
     }
@@ -346,7 +377,7 @@ async fn hello(
         hop: 0,
         trace_id: 0,
     };
-    let lost = || broken(std::io::ErrorKind::UnexpectedEof.into());
+    let lost = || broken(io::ErrorKind::UnexpectedEof.into());
     let frame = OutFrame::new(header, super::encode(&body), Vec::new());
     send.send(frame).await.map_err(|_| lost())?;
     let (header, body) = read_head(read).await?.ok_or_else(lost)?;
@@ -417,12 +448,12 @@ async fn receive(
     len: usize,
 ) -> Result<Landed> {
     match landing {
-        Landing::None if len == 0 => Ok(Landed::None),
+        Landing::None | Landing::Fresh if len == 0 => Ok(Landed::None),
         Landing::Buffer(mut buf) if len <= buf.capacity() - buf.len() => {
             read_into(read, &mut buf, len).await?;
             Ok(Landed::Buffer(buf))
         }
-        Landing::Aligned => {
+        Landing::Aligned | Landing::Fresh => {
             let mut buf = AlignedBuf::new(len);
             read.read_exact(&mut buf).await.map_err(broken)?;
             Ok(Landed::Aligned(buf.freeze()))
@@ -444,22 +475,27 @@ fn error_of(status: u32, body: Bytes) -> Error {
     }
 }
 
-async fn resolve(addr: &str) -> Result<SocketAddr> {
-    // A numeric address needs no resolver thread.
-    if let Ok(addr) = addr.parse() {
-        return Ok(addr);
-    }
-    let mut found = tokio::net::lookup_host(addr)
-        .await
-        .map_err(|e| unreachable(addr, &e.to_string()))?;
-    found
-        .next()
-        .ok_or_else(|| unreachable(addr, "the name has no address"))
+/// Breaks the connection when the other host has fallen silent, so that nobody waits for his patience's end: a server that
+/// lives acknowledges bytes at once, whatever it takes to answer a request.
+fn notice_silence(stream: &TcpStream) -> io::Result<()> {
+    let probes = TcpKeepalive::new()
+        .with_time(SILENCE / 2)
+        .with_interval(SILENCE / 4)
+        .with_retries(2);
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(&probes)?;
+    socket.set_tcp_user_timeout(Some(SILENCE))
 }
 
-fn unreachable(addr: &str, why: &str) -> Error {
-    Error::new(
-        ErrorCode::Unreachable,
-        format!("storage server {addr} is unreachable: {why}"),
-    )
+async fn resolve(name: &Name) -> Result<SocketAddr> {
+    // A numeric address needs no resolver thread.
+    if let Ok(addr) = name.addr.parse() {
+        return Ok(addr);
+    }
+    let mut found = tokio::net::lookup_host(&name.addr)
+        .await
+        .map_err(|e| name.unreachable(&e.to_string()))?;
+    found
+        .next()
+        .ok_or_else(|| name.unreachable("the name has no address"))
 }

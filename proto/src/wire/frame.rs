@@ -28,7 +28,7 @@ const MAGIC: u32 = u32::from_le_bytes(*b"EMFS");
 
 macro_rules! opcodes {
     ($($(#[$meta:meta])* $name:ident = $code:literal;)+) => {
-        /// What a request asks for. The bodies are in storage.proto. Numbers are never reused.
+        /// What a request asks for. The bodies are in storage.proto, unless said otherwise. Numbers are never reused.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u16)]
         pub enum Opcode { $($(#[$meta])* $name = $code,)+ }
@@ -44,6 +44,7 @@ macro_rules! opcodes {
 
 opcodes! {
     /** First request of every connection: version and cluster. */ Hello = 1;
+    /** A method of the metadata service, see [`super::metadata`]. */ Metadata = 2;
     /** Read ranges of chunks. */ Read = 10;
     /** A client's write, truncate or remove of a chunk, to the head. */ Write = 11;
     /** End of an inode's data on one chain. */ LastChunk = 12;

@@ -7,6 +7,7 @@
 mod fence;
 
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use self::fence::{Admission, Fences};
@@ -111,10 +112,32 @@ pub trait Service: Send + Sync + 'static {
     fn handle(&self, request: Incoming) -> impl Future<Output = Result<Outgoing>> + Send;
 }
 
-/// Serves `listener` until `stop` turns true, then closes all connections after the requests in
+/// Where connections come from.
+pub trait Accept: Send {
+    /// The next one, and who is at its other end. An error does not end the server.
+    fn accept(&mut self) -> impl Future<Output = io::Result<(TcpStream, SocketAddr)>> + Send;
+}
+
+impl Accept for TcpListener {
+    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        Self::accept(self).await
+    }
+}
+
+/// Connections that somebody else has accepted.
+impl Accept for mpsc::Receiver<(TcpStream, SocketAddr)> {
+    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        match self.recv().await {
+            Some(accepted) => Ok(accepted),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Serves what `listener` accepts until `stop` turns true, then closes all connections after the requests in
 /// progress have been answered (within `grace`).
 pub async fn serve(
-    listener: TcpListener,
+    mut listener: impl Accept,
     host: Host,
     limits: Limits,
     service: Arc<impl Service>,
@@ -331,7 +354,7 @@ async fn greet(
     shared: &Shared,
     peer: SocketAddr,
 ) -> Result<Greeting> {
-    let lost = || broken(std::io::ErrorKind::UnexpectedEof.into());
+    let lost = || broken(io::ErrorKind::UnexpectedEof.into());
     let (header, body) = read_head(read).await?.ok_or_else(lost)?;
     if header.kind != Kind::Request || header.opcode != Opcode::Hello || header.payload_len != 0 {
         return Err(Error::new(

@@ -68,6 +68,10 @@ impl Service for Data {
             Opcode::SyncDone => self.sync_done(decode(body)?).await,
             Opcode::Fetch => self.fetch(decode(body)?, request.deadline).await,
             Opcode::Hello => Err(Error::new(ErrorCode::Protocol, "HELLO twice")),
+            Opcode::Metadata => {
+                let what = "a storage server does not answer for names; check the address of the metadata server";
+                Err(Error::new(ErrorCode::Unsupported, what))
+            }
         }
     }
 }

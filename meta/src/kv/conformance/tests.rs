@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::histories::{Committed, Step, replay};
 use super::*;
-use crate::kv::{MemoryEngine, Transaction};
+use crate::kv::{MemoryEngine, TellDurable, Transaction};
 
 /// Which part of the contract an engine breaks.
 #[derive(Clone, Copy)]
@@ -29,6 +29,10 @@ struct WeakTransaction(Box<dyn Transaction>, Weakness);
 impl Engine for Weak {
     fn begin(&self) -> Box<dyn Transaction> {
         Box::new(WeakTransaction(self.0.begin(), self.1))
+    }
+
+    fn when_durable(&self, version: CommitVersion, tell: TellDurable) {
+        self.0.when_durable(version, tell);
     }
 
     fn name(&self) -> &'static str {
@@ -99,6 +103,9 @@ impl Transaction for WeakTransaction {
     }
     fn commit(self: Box<Self>) -> KvResult<CommitVersion> {
         self.0.commit()
+    }
+    fn commit_soon(self: Box<Self>) -> KvResult<CommitVersion> {
+        self.0.commit_soon()
     }
 }
 

@@ -52,32 +52,27 @@ fn apply_to_mutations(mutations: &mut Mutations, op: &Op) {
 }
 
 proptest! {
-    /// However the operations are split into transactions, merging those and writing the result
-    /// does what the operations do one by one.
+    /// Writing what was collected does what the operations do one by one.
     #[test]
-    fn merged_transactions_do_what_their_operations_do_in_order(
+    fn a_transaction_does_what_its_operations_do_in_order(
         base in proptest::collection::btree_map(0..12_u8, any::<u64>(), 0..12),
-        transactions in proptest::collection::vec(proptest::collection::vec(op(), 0..8), 0..6),
+        ops in proptest::collection::vec(op(), 0..40),
     ) {
         let mut model: Model = base
             .into_iter()
             .map(|(k, v)| (key(k), Bytes::copy_from_slice(&v.to_le_bytes())))
             .collect();
         let mut store = model.clone();
-        let mut group = Mutations::default();
-        for ops in &transactions {
-            let mut own = Mutations::default();
-            for op in ops {
-                apply_to_model(&mut model, op);
-                apply_to_mutations(&mut own, op);
-            }
-            group.merge(own);
+        let mut collected = Mutations::default();
+        for op in &ops {
+            apply_to_model(&mut model, op);
+            apply_to_mutations(&mut collected, op);
         }
-        group.resolve(|key| Ok(store.get(key).cloned())).unwrap();
-        for (begin, end) in group.cleared() {
+        collected.resolve(|key| Ok(store.get(key).cloned())).unwrap();
+        for (begin, end) in collected.cleared() {
             store.retain(|key, _| key < begin || key >= end);
         }
-        for (key, write) in group.keys() {
+        for (key, write) in collected.keys() {
             match write {
                 Write::Put(value) => { store.insert(key.clone(), value.clone()); }
                 Write::Delete => { store.remove(key); }

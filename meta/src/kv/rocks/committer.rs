@@ -1,36 +1,52 @@
-//! Deciding and writing, one group of transactions after the other.
+//! Deciding and writing, one transaction after the other.
 //!
-//! All transactions of a group are validated in order, each against the window of recent commits
-//! including the accepted ones before it in the same group; the writes of the accepted ones are merged
-//! into one batch, which is written with one sync; then all are answered. Limits of numbers
-//! ([`crate::kv::Transaction::add_at_most`]) are judged in the same order. While the disk syncs,
-//! the next group gathers ([`super::queue`]).
-//!
-//! The refused are answered after the write as well: a transaction that lost against a member of
-//! its own group and ran again before the group was visible would only lose again.
+//! Each is validated against the window of recent commits; limits of numbers ([`crate::kv::Transaction::add_at_most`]) are
+//! judged by what is stored then. The writes of an accepted one are a batch in RocksDB's log, visible from
+//! then on; [`super::log`] makes it durable.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use rocksdb::{DB, WriteBatch, WriteOptions};
+use rocksdb::{DB, ErrorKind, ReadOptions, ReadTier, WriteBatch, WriteOptions};
 
 use super::VERSION_KEY;
-use super::queue::{Ticket, Word};
 use super::snapshot::io;
 use crate::kv::conflict::Window;
 use crate::kv::mutations::{Mutations, Write};
 use crate::kv::transaction::CommitRequest;
 use crate::kv::{Clock, CommitVersion, KvError, KvResult};
 
-/// Writes a batch durably. A parameter so that a test can make it fail.
-pub(super) type WriteBatchFn = fn(&DB, WriteBatch) -> Result<(), String>;
+/// Whether a commit may wait for RocksDB's disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Patience {
+    Waits,
+    /// It is refused with [`KvError::NotCached`] instead.
+    Hurries,
+}
 
-pub(super) fn write_synced(db: &DB, batch: WriteBatch) -> Result<(), String> {
+/// Why a batch was not written.
+#[derive(Debug)]
+pub(super) enum WriteFailure {
+    /// It would have to wait; nothing was written.
+    Stalled,
+    /// Nobody knows whether it is in the log.
+    Broken(String),
+}
+
+/// Writes a batch to the log. A parameter so that a test can make it fail.
+pub(super) type WriteBatchFn = fn(&DB, WriteBatch, Patience) -> Result<(), WriteFailure>;
+
+pub(super) fn write(db: &DB, batch: WriteBatch, patience: Patience) -> Result<(), WriteFailure> {
     let mut options = WriteOptions::default();
-    options.set_sync(true);
-    db.write_opt(batch, &options)
-        .map_err(rocksdb::Error::into_string)
+    options.set_no_slowdown(patience == Patience::Hurries);
+    db.write_opt(batch, &options).map_err(|error| {
+        if error.kind() == ErrorKind::Incomplete {
+            WriteFailure::Stalled
+        } else {
+            WriteFailure::Broken(error.into_string())
+        }
+    })
 }
 
 /// What a committer has done.
@@ -40,25 +56,14 @@ pub struct CommitStats {
     pub committed: u64,
     /// Transactions refused for a conflict, a limit or their age.
     pub refused: u64,
-    /// Synced writes; fewer than transactions when they share.
-    pub groups: u64,
+    /// Flushes of the log; fewer than transactions when they share.
+    pub flushes: u64,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    committed: AtomicU64,
-    refused: AtomicU64,
-    groups: AtomicU64,
-}
-
-impl Counters {
-    pub(super) fn read(&self) -> CommitStats {
-        CommitStats {
-            committed: self.committed.load(Ordering::Relaxed),
-            refused: self.refused.load(Ordering::Relaxed),
-            groups: self.groups.load(Ordering::Relaxed),
-        }
-    }
+    pub(super) committed: AtomicU64,
+    pub(super) refused: AtomicU64,
 }
 
 pub(super) struct Committer {
@@ -70,7 +75,7 @@ pub(super) struct Committer {
     /// Of the last accepted transaction.
     version: u64,
     /// Why no more is committed.
-    poison: Option<String>,
+    closed: Option<String>,
 }
 
 impl Committer {
@@ -89,98 +94,91 @@ impl Committer {
             write,
             window: Window::new(version),
             version,
-            poison: None,
+            closed: None,
         }
     }
 
-    /// Decides, writes and answers one group.
-    pub(super) fn commit(&mut self, group: Vec<Ticket>) {
-        let now = self.clock.now();
-        let mut mutations = Mutations::default();
-        let mut answers = Vec::with_capacity(group.len());
-        let before = self.version;
-        for Ticket { request, tell } in group {
-            let verdict = match &self.poison {
-                Some(why) => Err(KvError::Closed(why.clone())),
-                None => self.judge(&request, &mutations),
-            };
-            let verdict = verdict.map(|()| {
-                self.version += 1;
-                self.window.record(self.version, now, request.writes);
-                mutations.merge(request.mutations);
-                CommitVersion(self.version)
-            });
-            answers.push((tell, verdict));
+    /// Decides, and writes what was accepted.
+    pub(super) fn commit(
+        &mut self,
+        request: CommitRequest,
+        patience: Patience,
+    ) -> KvResult<CommitVersion> {
+        if let Some(why) = &self.closed {
+            return Err(KvError::Closed(why.clone()));
         }
-        let accepted = self.version - before;
-        let written = if accepted == 0 {
-            Ok(())
-        } else {
-            self.write_group(mutations)
+        let decided = self.decide(request, patience);
+        match &decided {
+            Ok(_) => self.stats.committed.fetch_add(1, Ordering::Relaxed),
+            Err(KvError::NotCached) => 0,
+            Err(_) => self.stats.refused.fetch_add(1, Ordering::Relaxed),
         };
-        if written.is_ok() {
-            self.stats.committed.fetch_add(accepted, Ordering::Relaxed);
-            self.stats
-                .groups
-                .fetch_add(u64::from(accepted > 0), Ordering::Relaxed);
-        }
-        self.stats
-            .refused
-            .fetch_add(answers.len() as u64 - accepted, Ordering::Relaxed);
-        for (tell, verdict) in answers {
-            let verdict = match (&written, verdict) {
-                (Err(error), Ok(_)) => Err(error.clone()),
-                (_, verdict) => verdict,
-            };
-            // A caller that no longer waits is one whose thread died.
-            let _ = tell.try_send(Word::Answer(verdict));
+        decided
+    }
+
+    fn decide(&mut self, request: CommitRequest, patience: Patience) -> KvResult<CommitVersion> {
+        let CommitRequest {
+            read_version,
+            reads,
+            writes,
+            mut mutations,
+            bounds,
+            ..
+        } = request;
+        self.window.check(read_version, &reads)?;
+        let stored = |key: &[u8]| self.stored(key, patience);
+        bounds.check(&mutations, stored)?;
+        mutations.resolve(stored)?;
+        let version = self.version + 1;
+        match (self.write)(&self.db, batch(&mutations, version), patience) {
+            Ok(()) => {
+                self.version = version;
+                self.window.record(version, self.clock.now(), writes);
+                Ok(CommitVersion(version))
+            }
+            Err(WriteFailure::Stalled) => Err(KvError::NotCached),
+            Err(WriteFailure::Broken(why)) => {
+                tracing::error!(why, "the metadata store failed and takes no more commits");
+                self.close(broken(&why));
+                Err(KvError::MaybeCommitted(why))
+            }
         }
     }
 
-    /// Whether a transaction may commit after those that are stored and those accepted before it in its group.
-    fn judge(&self, request: &CommitRequest, accepted: &Mutations) -> KvResult<()> {
-        self.window.check(request.read_version, &request.reads)?;
-        request.bounds.check(&request.mutations, |key| {
-            accepted.value(key, |key| self.stored(key))
-        })
-    }
-
-    fn stored(&self, key: &[u8]) -> KvResult<Option<Bytes>> {
-        let found = self.db.get_pinned(key).map_err(io)?;
+    fn stored(&self, key: &[u8], patience: Patience) -> KvResult<Option<Bytes>> {
+        let mut options = ReadOptions::default();
+        if patience == Patience::Hurries {
+            options.set_read_tier(ReadTier::BlockCache);
+        }
+        let found = self.db.get_pinned_opt(key, &options).map_err(io)?;
         Ok(found.map(|value| Bytes::copy_from_slice(&value)))
     }
 
-    /// Writes the merged mutations of a group. After a failure the window knows commits that the
-    /// store may not have, so nothing may be judged by it any more.
-    fn write_group(&mut self, mut mutations: Mutations) -> KvResult<()> {
-        if let Err(error) = mutations.resolve(|key| self.stored(key)) {
-            self.poison(&error.to_string());
-            return Err(error);
-        }
-        let mut batch = WriteBatch::default();
-        for (begin, end) in mutations.cleared() {
-            batch.delete_range(begin, end);
-        }
-        for (key, write) in mutations.keys() {
-            match write {
-                Write::Put(value) => batch.put(key, value),
-                Write::Delete => batch.delete(key),
-                Write::Atomic(_) => unreachable!("resolve leaves none"),
-            }
-        }
-        batch.put(VERSION_KEY, self.version.to_le_bytes());
-        (self.write)(&self.db, batch).map_err(|error| {
-            self.poison(&error);
-            KvError::MaybeCommitted(error)
-        })
+    /// Nothing more is committed.
+    pub(super) fn close(&mut self, why: String) {
+        self.closed.get_or_insert(why);
     }
+}
 
-    fn poison(&mut self, why: &str) {
-        tracing::error!(why, "the metadata store failed and takes no more commits");
-        self.poison = Some(format!(
-            "an earlier write failed ({why}); check its disk, then restart the metadata server"
-        ));
+/// What whoever wants to commit after a failure is told.
+pub(super) fn broken(why: &str) -> String {
+    format!("an earlier write failed ({why}); check its disk, then restart the metadata server")
+}
+
+fn batch(mutations: &Mutations, version: u64) -> WriteBatch {
+    let mut batch = WriteBatch::default();
+    for (begin, end) in mutations.cleared() {
+        batch.delete_range(begin, end);
     }
+    for (key, write) in mutations.keys() {
+        match write {
+            Write::Put(value) => batch.put(key, value),
+            Write::Delete => batch.delete(key),
+            Write::Atomic(_) => unreachable!("resolve leaves none"),
+        }
+    }
+    batch.put(VERSION_KEY, version.to_le_bytes());
+    batch
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@ use std::process::{Command, Stdio};
 
 use emberfs_proto::ErrorCode;
 
+use super::committer::WriteFailure;
 use super::*;
-use crate::kv::KvError;
 use crate::kv::conformance::{self, Subject};
 
 fn put(engine: &RocksEngine, key: &[u8], value: &[u8]) -> KvResult<CommitVersion> {
@@ -92,23 +92,87 @@ fn a_foreign_or_newer_database_is_refused() {
 }
 
 #[test]
-fn a_failed_write_is_an_unknown_outcome_and_ends_all_commits_but_not_reads() {
-    let directory = tempfile::tempdir().unwrap();
-    drop(RocksEngine::open(directory.path()).unwrap());
-    let fails = |_: &DB, _| Err("no space left on device".to_owned());
-    let engine = RocksEngine::open_with(directory.path(), Clock::system(), fails).unwrap();
-    let unknown = put(&engine, b"a", b"1");
-    assert_eq!(
-        unknown,
-        Err(KvError::MaybeCommitted("no space left on device".into()))
-    );
-    match put(&engine, b"b", b"1") {
-        Err(KvError::Closed(why)) => assert!(why.contains("no space left on device"), "{why}"),
-        other => panic!("{other:?}"),
+fn a_failed_write_or_flush_is_an_unknown_outcome_and_ends_all_commits_but_not_reads() {
+    type Faults = (WriteBatchFn, FlushFn, bool);
+    let write_fails: WriteBatchFn =
+        |_, _, _| Err(WriteFailure::Broken("no space left on device".to_owned()));
+    let flush_fails: FlushFn = |_| Err("no space left on device".to_owned());
+    let faults: [Faults; 2] = [
+        (write_fails, log::flush, false),
+        (committer::write, flush_fails, true),
+    ];
+    for (write, flush, visible) in faults {
+        let directory = tempfile::tempdir().unwrap();
+        drop(RocksEngine::open(directory.path()).unwrap());
+        let engine =
+            RocksEngine::open_with(directory.path(), Clock::system(), write, flush).unwrap();
+        let unknown = put(&engine, b"a", b"1");
+        assert_eq!(
+            unknown,
+            Err(KvError::MaybeCommitted("no space left on device".into()))
+        );
+        match put(&engine, b"b", b"1") {
+            Err(KvError::Closed(why)) => assert!(why.contains("no space left on device"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        let seen = engine.begin().get(b"a").unwrap();
+        assert_eq!(seen.is_some(), visible);
+        drop(engine);
+        put(&RocksEngine::open(directory.path()).unwrap(), b"b", b"1").unwrap();
     }
-    assert_eq!(engine.begin().get(b"a").unwrap(), None);
-    drop(engine);
-    put(&RocksEngine::open(directory.path()).unwrap(), b"b", b"1").unwrap();
+}
+
+/// Held by a test while flushes are to wait.
+static HELD: Mutex<()> = Mutex::new(());
+
+#[test]
+fn what_is_committed_soon_is_seen_at_once_and_durable_after_a_flush_that_all_share() {
+    let slow: FlushFn = |db| {
+        drop(HELD.lock());
+        log::flush(db)
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let engine =
+        RocksEngine::open_with(directory.path(), Clock::system(), committer::write, slow).unwrap();
+    let before = engine.stats().flushes;
+    let held = HELD.lock();
+    let (tell, told) = std::sync::mpsc::channel();
+    for n in 0..10_u8 {
+        let mut txn = engine.begin_cached();
+        txn.put(&[n], b"1");
+        let version = txn.commit_soon().unwrap();
+        assert!(engine.begin().get(&[n]).unwrap().is_some());
+        let tell = tell.clone();
+        let done = move |outcome| tell.send((version, outcome)).unwrap();
+        engine.when_durable(version, Box::new(done));
+    }
+    assert!(told.try_recv().is_err(), "the disk has not answered");
+    drop(held);
+    for version in 1..=10 {
+        assert_eq!(told.recv().unwrap(), (CommitVersion(version), Ok(())));
+    }
+    assert!(engine.stats().flushes - before <= 2);
+    let known = engine.begin().commit().unwrap();
+    engine.when_durable(
+        known,
+        Box::new(move |outcome| tell.send((known, outcome)).unwrap()),
+    );
+    assert_eq!(told.try_recv().unwrap().1, Ok(()), "it was durable before");
+}
+
+#[test]
+fn what_nobody_waits_for_becomes_durable_as_well() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = RocksEngine::open(directory.path()).unwrap();
+    let before = engine.stats().flushes;
+    let mut txn = engine.begin();
+    txn.put(b"a", b"1");
+    txn.commit_soon().unwrap();
+    let since = std::time::Instant::now();
+    while engine.stats().flushes == before {
+        assert!(since.elapsed() < Duration::from_secs(10));
+        std::thread::yield_now();
+    }
 }
 
 #[test]
@@ -149,7 +213,7 @@ fn a_cached_look_answers_what_is_in_memory_and_says_what_is_not() {
 }
 
 #[test]
-fn sixteen_threads_share_syncs() {
+fn sixteen_threads_share_flushes() {
     let directory = tempfile::tempdir().unwrap();
     let engine = RocksEngine::open(directory.path()).unwrap();
     std::thread::scope(|scope| {
@@ -168,9 +232,9 @@ fn sixteen_threads_share_syncs() {
     let stats = engine.stats();
     assert_eq!((stats.committed, stats.refused), (400, 0));
     assert!(
-        stats.groups < 300,
-        "{} syncs for 400 transactions",
-        stats.groups
+        stats.flushes < 300,
+        "{} flushes for 400 transactions",
+        stats.flushes
     );
 }
 

@@ -30,6 +30,8 @@ pub(crate) fn mkdir(tx: &mut Tx<'_>, cred: &Cred, req: &pb::MkdirRequest) -> Res
     tx.put_dentry(parent, &req.name, &child);
     tx.add_subdirs(parent, 1);
     tx.touch_dir(parent);
+    // Its maker may believe that it stays empty until told otherwise.
+    tx.note_names(child.id());
     let attr = Some(tx.attr(&child)?);
     Ok(pb::AttrReply { attr })
 }
