@@ -55,8 +55,8 @@ mod writer;
 
 use std::sync::Arc;
 
-use emberfs_proto::Result;
 use emberfs_proto::ids::{ChainVersion, ChunkIndex, ChunkKey, ChunkVersion, InodeId, TargetId};
+use emberfs_proto::{Error, ErrorCode, Result};
 
 pub use check::{InvariantReport, MAX_VIOLATIONS};
 #[cfg(test)]
@@ -146,7 +146,14 @@ impl Engine {
         chunk: ChunkKey,
         prepare: Prepare,
     ) -> Result<ChunkMeta> {
-        self.core.prepare(target, chunk, prepare).await
+        // Whoever asked may go away; what has begun comes to its end.
+        let core = Arc::clone(&self.core);
+        let work = tokio::spawn(async move { core.prepare(target, chunk, prepare).await });
+        match work.await {
+            Ok(prepared) => prepared,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => Err(Error::new(ErrorCode::Unavailable, "the process is ending")),
+        }
     }
 
     /// The pending version becomes the committed one, stamped with `chain`; `None`: it was a removal, the

@@ -6,6 +6,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use emberfs_proto::ids::{ChunkKey, TargetId};
 use lru::LruCache;
@@ -33,6 +34,24 @@ pub(super) struct Entry {
     pub(super) gate: Arc<AsyncMutex<()>>,
     /// The record as readers see it; locked for moments only.
     pub(super) slot: Mutex<Slot>,
+    /// The pending version in the slot has bytes on their way to the disk; who writes them holds the gate.
+    pub(super) writing: AtomicBool,
+}
+
+/// While it lives, [`Entry::writing`] is set and the entry stays in the cache.
+pub(super) struct Writing(Arc<Entry>);
+
+impl Writing {
+    pub(super) fn begin(entry: &Arc<Entry>) -> Self {
+        entry.writing.store(true, Ordering::Release);
+        Self(Arc::clone(entry))
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.0.writing.store(false, Ordering::Release);
+    }
 }
 
 type Key = (TargetId, ChunkKey);
@@ -77,6 +96,7 @@ impl Cache {
         let entry = Arc::new(Entry {
             gate,
             slot: Mutex::new(Slot::Unknown),
+            writing: AtomicBool::new(false),
         });
         shard.put(key, Arc::clone(&entry));
         entry

@@ -89,7 +89,7 @@ fn meta(record: Option<Arc<Record>>) -> Option<ChunkMeta> {
 }
 
 impl Core {
-    /// See [`Engine::prepare`](super::Engine::prepare).
+    /// See [`Engine::prepare`](super::Engine::prepare). Must run to its end: the record may come before the bytes.
     pub(super) async fn prepare(
         &self,
         target: TargetId,
@@ -129,7 +129,7 @@ impl Core {
             PrepareKind::Replace { recent, .. } => Arc::clone(recent),
             _ => base.map_or_else(Arc::default, |base| base.remembered(tag)),
         };
-        let (pending, fresh, unflushed) = match self.edit(base, prepare) {
+        let (pending, fresh, bytes) = match self.edit(base, prepare) {
             None => (Pending::Remove(stamp), None, None),
             Some((base, edit, data, sums)) => {
                 let (page, chunk) = (page_size, chunk_size);
@@ -145,7 +145,7 @@ impl Core {
                 };
                 let stored = self.store(&hold, change).await?;
                 let pending = Pending::Write(stored.content);
-                (pending, stored.block, stored.unflushed)
+                (pending, stored.block, stored.bytes)
             }
         };
         let committed = base.cloned();
@@ -156,15 +156,15 @@ impl Core {
             pending: Some(pending),
         };
         // Side by side: see [`super::unflushed`].
-        let flush = async {
-            match unflushed {
-                Some(loc) => self.flush_block(target, chunk, loc).await,
+        let write = async {
+            match bytes {
+                Some(bytes) => self.write_durably(bytes).await,
                 None => Ok(()),
             }
         };
-        let (record, flushed) = tokio::join!(self.set_record(hold, Some(new), true, fresh), flush);
+        let (written, record) = tokio::join!(write, self.set_record(hold, Some(new), true, fresh));
         let record = record?;
-        if let Err(error) = flushed {
+        if let Err(error) = written {
             // Nothing was stored, the caller hears. If this fails as well, the disk takes no more writes.
             let _ = self.abort(target, chunk, version).await;
             return Err(error);

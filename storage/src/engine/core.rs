@@ -20,7 +20,7 @@ use super::record::Record;
 use super::ring::Ring;
 use super::space::{SpaceJob, SpaceMap};
 use super::types::Durability;
-use super::writer::{Write, WriteJob};
+use super::writer::{Retired, Write, WriteJob};
 
 /// The engine behind its handle.
 pub(super) struct Core {
@@ -32,6 +32,11 @@ pub(super) struct Core {
     pub(super) space: Lane<SpaceJob>,
     pub(super) writer: Lane<WriteJob>,
     pub(super) reader: Lane<ReadJob>,
+    /// For writes that wait for nothing; `None` once the engine is closed.
+    pub(super) index: RwLock<Option<Arc<Index>>>,
+    pub(super) retired: Arc<Retired>,
+    #[cfg(test)]
+    pub(super) faults: Arc<super::faults::Faults>,
     pub(super) targets: RwLock<HashMap<TargetId, Arc<AsyncRwLock<Alive>>>>,
     pub(super) threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -81,6 +86,7 @@ impl Drop for Core {
 impl Core {
     /// Tells the threads to finish what is queued and end. The writer's last act is a flush.
     pub(super) fn close(&self) {
+        *self.index.write() = None;
         self.writer.close(WriteJob::Stop);
         self.reader.close(ReadJob::Stop);
         self.space.close(SpaceJob::Stop);
@@ -224,7 +230,7 @@ impl Core {
             .filter(|b| !before.contains(b))
             .copied()
             .collect();
-        let frees = before
+        let frees: Vec<_> = before
             .iter()
             .filter(|b| !after.contains(b))
             .copied()
@@ -235,7 +241,7 @@ impl Core {
             .map_or(Op::Delete(key), |record| Op::Put(key, Box::new(record)));
         let (reply, answer) = oneshot::channel();
         let allocator = Arc::clone(&self.map.allocator);
-        let done = Box::new(move |result: Result<()>| {
+        let done = move |result: Result<()>| {
             // After a failure the record may be there all the same: its blocks stay taken.
             for loc in gains {
                 allocator.own(loc);
@@ -247,15 +253,36 @@ impl Core {
             });
             drop((fresh, hold));
             let _ = reply.send(result);
-        });
-        self.writer
-            .send(WriteJob::Write(Write {
+        };
+        if !durable && let Some(written) = self.write_at_once(&op) {
+            let written_well = written.is_ok();
+            // Before blocks may be freed: readers find them by the record in the cache.
+            done(written);
+            if written_well && self.retired.add(&self.map, &frees) {
+                self.writer.hint(WriteJob::Retired);
+            }
+        } else {
+            let write = Write {
                 ops: vec![op],
                 durable,
                 frees,
-                done,
-            }))
-            .await?;
+                done: Box::new(done),
+            };
+            self.writer.send(WriteJob::Write(write)).await?;
+        }
         self.writer.answer(answer).await
+    }
+
+    /// Writes a change on this thread; `None`: it would have to wait.
+    fn write_at_once(&self, op: &Op) -> Option<Result<()>> {
+        #[cfg(test)]
+        if self.faults.index.load(std::sync::atomic::Ordering::SeqCst) != 0 {
+            return None;
+        }
+        let index = self.index.read();
+        match index.as_ref()?.apply_at_once(op) {
+            Ok(written) => written.then_some(Ok(())),
+            Err(error) => Some(Err(error)),
+        }
     }
 }

@@ -21,7 +21,10 @@ impl Faults {
     pub(super) fn check(&self, job: &IoJob) -> Option<io::Error> {
         let errno = match job {
             IoJob::Read { .. } => self.reads.load(Ordering::SeqCst),
-            IoJob::Write { .. } => self.writes.load(Ordering::SeqCst),
+            IoJob::Write { write, .. } => match self.writes.load(Ordering::SeqCst) {
+                0 if write.durable => self.flushes.load(Ordering::SeqCst),
+                errno => errno,
+            },
             IoJob::Flush { .. } => self.flushes.load(Ordering::SeqCst),
             IoJob::Stop => 0,
         };

@@ -1,9 +1,8 @@
 //! The index: one RocksDB per disk, the only truth about chunks and blocks.
 //!
-//! Two threads own it. The *writer* gathers what is queued into one batch per group: first the
-//! requests that need no flush (commits), which are answered at once, then those that do
-//! (prepares), written with a single flush for all. The *reader* answers look-ups that miss the
-//! cache, and listings, so that neither waits for a flush.
+//! What needs no flush (commits) is written by whoever asks for it, at once. What does (prepares) goes to the *writer*, a thread
+//! that gathers what is queued into one batch and flushes the log once for all. The *reader*, another one, answers look-ups
+//! that miss the cache, and listings, so that neither waits for a flush.
 //!
 //! **A block is reused only when its record is gone for good.** A commit is not flushed; after a loss
 //! of power the old version may be the committed one again, so the blocks that commits free are
@@ -24,7 +23,7 @@ use emberfs_proto::ids::{ChunkIndex, ChunkKey, InodeId, TargetId};
 use emberfs_proto::{Error, ErrorCode, Result};
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
+    Direction, ErrorKind, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
 use super::health::Health;
@@ -252,12 +251,17 @@ impl Index {
             .collect()
     }
 
-    /// Makes changes at once.
-    pub(super) fn apply<'a>(
-        &self,
-        ops: impl IntoIterator<Item = &'a Op>,
-        sync: bool,
-    ) -> Result<()> {
+    /// Makes changes together: visible at once, durable with the next flush.
+    pub(super) fn apply<'a>(&self, ops: impl IntoIterator<Item = &'a Op>) -> Result<()> {
+        self.write(ops, false).map(|_| ())
+    }
+
+    /// As [`Self::apply`], unless the index is short of memory and it would have to wait; whether it was done.
+    pub(super) fn apply_at_once(&self, op: &Op) -> Result<bool> {
+        self.write([op], true)
+    }
+
+    fn write<'a>(&self, ops: impl IntoIterator<Item = &'a Op>, at_once: bool) -> Result<bool> {
         self.health.writable()?;
         let (chunks, targets) = (self.family(CHUNKS), self.family(TARGETS));
         let mut batch = WriteBatch::default();
@@ -277,10 +281,12 @@ impl Index {
             }
         }
         let mut options = WriteOptions::default();
-        options.set_sync(sync);
-        self.db
-            .write_opt(batch, &options)
-            .map_err(|error| self.health.index_failed(&error))
+        options.set_no_slowdown(at_once);
+        match self.db.write_opt(batch, &options) {
+            Ok(()) => Ok(true),
+            Err(error) if at_once && error.kind() == ErrorKind::Incomplete => Ok(false),
+            Err(error) => Err(self.health.index_failed(&error)),
+        }
     }
 
     /// Flushes the log: all earlier changes are durable.

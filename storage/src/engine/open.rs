@@ -24,7 +24,7 @@ use super::space::{self, SpaceMap};
 use super::targets::{DROP_BATCH, bounds};
 use super::types::EngineConfig;
 use super::unflushed::{self, Suspect};
-use super::writer::Writer;
+use super::writer::{Retired, Writer};
 
 /// Index changes in work at most.
 const WRITER_DEPTH: usize = 1024;
@@ -97,12 +97,13 @@ fn settle_targets(index: &Index) -> Result<Vec<TargetId>> {
                 .iter()
                 .map(|(chunk, _)| Op::Delete(index::key(target, *chunk)))
                 .collect();
-            index.apply(&ops, false)?;
+            index.apply(&ops)?;
             if found.len() < DROP_BATCH {
                 break;
             }
         }
-        index.apply(&[Op::DeleteTarget(target)], true)?;
+        index.apply(&[Op::DeleteTarget(target)])?;
+        index.flush()?;
     }
     Ok(live)
 }
@@ -146,6 +147,7 @@ fn start(
         Error::new(ErrorCode::DiskError, what)
     })?;
     let alive = |id| (id, Arc::new(AsyncRwLock::new(Alive(true))));
+    let retired = Arc::new(Retired::default());
     // From here on an early return drops it, which ends the threads that run already.
     let core = Core {
         durability: config.durability,
@@ -156,6 +158,10 @@ fn start(
         space: space.clone(),
         writer,
         reader,
+        index: RwLock::new(Some(Arc::clone(&index))),
+        retired: Arc::clone(&retired),
+        #[cfg(test)]
+        faults: Arc::clone(&config.faults),
         targets: RwLock::new(targets.into_iter().map(alive).collect::<HashMap<_, _>>()),
         threads: Mutex::new(Vec::new()),
     };
@@ -164,7 +170,7 @@ fn start(
         durability: config.durability,
         map: Arc::clone(&map),
         space,
-        retired: Vec::new(),
+        retired,
         #[cfg(test)]
         faults: Arc::clone(&config.faults),
     };

@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use emberfs_proto::checksum::{crc32, fragments, verify_fragments};
@@ -32,6 +33,15 @@ pub(super) struct Picked {
     pub(super) pending: bool,
 }
 
+impl Touch {
+    /// Waits until the bytes of what was picked are on their way no more.
+    pub(super) async fn settled(&self, picked: &Picked) {
+        if picked.pending && self.entry.writing.load(Ordering::Acquire) {
+            drop(self.entry.gate.lock().await);
+        }
+    }
+}
+
 impl Core {
     /// See [`Engine::read`](super::Engine::read).
     pub(super) async fn read(
@@ -45,6 +55,7 @@ impl Core {
         let touch = self.touch(target, chunk).await?;
         for _ in 0..ATTEMPTS {
             let picked = self.pick(&touch, which).await?;
+            touch.settled(&picked).await;
             let result = self
                 .read_picked(&touch, &picked, bytes.clone(), verify)
                 .await;

@@ -41,6 +41,7 @@ impl Core {
     ) -> Result<Damage> {
         let touch = self.touch(target, chunk).await?;
         let picked = self.pick(&touch, which).await?;
+        touch.settled(&picked).await;
         let (content, page) = (&picked.content, picked.page);
         let mut damage = Damage {
             version: content.stamp.version,

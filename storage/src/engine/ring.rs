@@ -47,8 +47,7 @@ pub(super) enum IoJob {
     /// Writes all bytes. The block, and the gate of its chunk, are kept until it is done.
     Write {
         file: Arc<File>,
-        at: u64,
-        data: Bytes,
+        write: BlockWrite,
         pin: Arc<Block>,
         gate: Option<Gate>,
         reply: Done,
@@ -61,6 +60,14 @@ pub(super) enum IoJob {
     },
     /// End the thread when all is answered.
     Stop,
+}
+
+/// Bytes for a block file.
+pub(super) struct BlockWrite {
+    pub(super) at: u64,
+    pub(super) data: Bytes,
+    /// They are durable when it is done.
+    pub(super) durable: bool,
 }
 
 type Done = oneshot::Sender<io::Result<()>>;
@@ -133,12 +140,11 @@ impl Ring {
         answer.await.map_err(|_| self.lane.closed())
     }
 
-    /// Writes `data` to the file, keeping the block and the gate even if the caller goes away.
+    /// Writes to the file, keeping the block and the gate even if the caller goes away.
     pub(super) async fn write(
         &self,
         file: &Arc<File>,
-        at: u64,
-        data: Bytes,
+        write: BlockWrite,
         pin: &Arc<Block>,
         gate: Option<&Gate>,
     ) -> Result<io::Result<()>> {
@@ -147,8 +153,7 @@ impl Ring {
         let gate = gate.map(Arc::clone);
         self.send(IoJob::Write {
             file,
-            at,
-            data,
+            write,
             pin,
             gate,
             reply,

@@ -11,10 +11,12 @@ use emberfs_proto::{Error, ErrorCode, Result};
 use futures::future::try_join_all;
 
 use super::alloc::Block;
+use super::cache::Writing;
 use super::classes::{Class, Loc};
-use super::core::{Core, Hold, Touch};
+use super::core::{Core, Gate, Hold, Touch};
 use super::plan::{Edit, Placement, Plan, plan};
 use super::record::{Content, Stamp};
+use super::ring::BlockWrite;
 use super::types::{Durability, Mark};
 
 /// New bytes for a chunk.
@@ -31,17 +33,33 @@ pub(super) struct Change<'a> {
     pub(super) chunk: u32,
 }
 
-/// What [`Core::store`] has done.
+/// What [`Core::store`] has prepared.
 pub(super) struct Stored {
     pub(super) content: Content,
     /// Pins the content's block until a record owns it.
     pub(super) block: Option<Arc<Block>>,
-    /// The block that was written to and not flushed.
-    pub(super) unflushed: Option<Loc>,
+    /// What is to be written to it.
+    pub(super) bytes: Option<Unwritten>,
 }
 
+/// Bytes that are yet to be written to a block. Keeps the chunk's gate.
+pub(super) struct Unwritten {
+    target: TargetId,
+    chunk: ChunkKey,
+    /// Given up before the gate.
+    writing: Writing,
+    gate: Gate,
+    block: Arc<Block>,
+    /// Where in the block, whole sectors.
+    pieces: Vec<(u32, Bytes)>,
+}
+
+/// A single piece of at most so many bytes is written and flushed by one request: two would cost a change of threads more.
+/// Larger ones share flushes.
+const MAX_FLUSHED_AT_ONCE: usize = 64 << 10;
+
 impl Core {
-    /// Writes the new content to the disk, which [`Self::flush_block`] makes durable. Committed bytes stay as they are.
+    /// Finds the new content its place on the disk; [`Self::write_durably`] writes it. Committed bytes stay as they are.
     pub(super) async fn store(&self, hold: &Hold, change: Change<'_>) -> Result<Stored> {
         let touch = &hold.touch;
         let Change {
@@ -77,14 +95,16 @@ impl Core {
             let (region, buf) = found.expect("the plan reads every page that it cuts");
             crc32(&buf[within(&range, region.buf.start)])
         });
-        let mut unflushed = None;
-        if let Some(block) = &block
-            && self
-                .write_regions(hold, &plan, buffers, &data, block)
-                .await?
-        {
-            unflushed = Some(block.loc());
-        }
+        let pieces = pieces(&plan, buffers, &data);
+        let bytes = block.as_ref().filter(|_| !pieces.is_empty());
+        let bytes = bytes.map(|block| Unwritten {
+            target: touch.target,
+            chunk: touch.chunk,
+            writing: Writing::begin(&touch.entry),
+            gate: Arc::clone(&hold.gate),
+            block: Arc::clone(block),
+            pieces,
+        });
         let content = Content {
             stamp,
             len: plan.len(),
@@ -96,7 +116,7 @@ impl Core {
         Ok(Stored {
             content,
             block,
-            unflushed,
+            bytes,
         })
     }
 
@@ -158,33 +178,6 @@ impl Core {
         })
     }
 
-    async fn write_regions(
-        &self,
-        hold: &Hold,
-        plan: &Plan,
-        buffers: Vec<AlignedBuf>,
-        data: &Bytes,
-        block: &Arc<Block>,
-    ) -> Result<bool> {
-        let mut writes: Vec<(u32, Bytes)> = Vec::with_capacity(3);
-        for (region, mut buf) in plan.regions.iter().zip(buffers) {
-            if !region.write.is_empty() {
-                plan.fill(region, &mut buf, data);
-                let bytes = buf.freeze().slice(within(&region.write, region.buf.start));
-                writes.push((region.write.start, bytes));
-            }
-        }
-        if !plan.direct.is_empty() {
-            let bytes = data.slice(within(&plan.direct, plan.data().start));
-            writes.push((plan.direct.start, bytes));
-        }
-        if writes.is_empty() {
-            return Ok(false);
-        }
-        self.write_pieces(hold, writes, block).await?;
-        Ok(true)
-    }
-
     /// Writes all of a fresh block's bytes, whole sectors, as durably as the engine is.
     pub(super) async fn write_block(
         &self,
@@ -192,9 +185,54 @@ impl Core {
         bytes: Bytes,
         block: &Arc<Block>,
     ) -> Result<()> {
-        self.write_pieces(hold, vec![(0, bytes)], block).await?;
         let Touch { target, chunk, .. } = hold.touch;
-        self.flush_block(target, chunk, block.loc()).await
+        self.write_durably(Unwritten {
+            target,
+            chunk,
+            writing: Writing::begin(&hold.touch.entry),
+            gate: Arc::clone(&hold.gate),
+            block: Arc::clone(block),
+            pieces: vec![(0, bytes)],
+        })
+        .await
+    }
+
+    /// Writes, as durably as the engine is.
+    pub(super) async fn write_durably(&self, bytes: Unwritten) -> Result<()> {
+        let Unwritten {
+            target,
+            chunk,
+            writing,
+            gate,
+            block,
+            pieces,
+        } = bytes;
+        let loc = block.loc();
+        let file = self.file(loc.class)?;
+        let at_once = matches!(&pieces[..], [(_, bytes)] if bytes.len() <= MAX_FLUSHED_AT_ONCE);
+        let durable = at_once && self.durability == Durability::Power;
+        let failed = |e: std::io::Error| {
+            self.health
+                .write_failed(format_args!("target {target} chunk {chunk} to {loc}"), &e)
+        };
+        try_join_all(pieces.into_iter().map(|(at, data)| {
+            let (block, gate) = (&block, &gate);
+            async move {
+                let write = BlockWrite {
+                    at: loc.start() + u64::from(at),
+                    data,
+                    durable,
+                };
+                let written = self.ring.write(file, write, block, Some(gate)).await?;
+                written.map_err(failed)
+            }
+        }))
+        .await?;
+        drop((writing, gate));
+        if durable {
+            return Ok(());
+        }
+        self.flush_block(target, chunk, loc).await
     }
 
     /// Makes what was written to a block durable, if the engine is.
@@ -214,36 +252,29 @@ impl Core {
         Ok(())
     }
 
-    async fn write_pieces(
-        &self,
-        hold: &Hold,
-        writes: Vec<(u32, Bytes)>,
-        block: &Arc<Block>,
-    ) -> Result<()> {
-        let loc = block.loc();
-        let file = self.file(loc.class)?;
-        let touch = &hold.touch;
-        let failed = |e: std::io::Error| {
-            self.health
-                .write_failed(format_args!("{touch} to {loc}"), &e)
-        };
-        try_join_all(writes.into_iter().map(|(at, bytes)| async move {
-            let at = loc.start() + u64::from(at);
-            self.ring
-                .write(file, at, bytes, block, Some(&hold.gate))
-                .await?
-                .map_err(failed)
-        }))
-        .await?;
-        Ok(())
-    }
-
     fn file(&self, class: Class) -> Result<&Arc<std::fs::File>> {
         self.map.files.get(class).ok_or_else(|| {
             let what = format!("disk {}: a block of an unopened file", self.health.disk());
             Error::new(ErrorCode::Internal, what)
         })
     }
+}
+
+/// What a plan writes to its block, and where.
+fn pieces(plan: &Plan, buffers: Vec<AlignedBuf>, data: &Bytes) -> Vec<(u32, Bytes)> {
+    let mut pieces = Vec::with_capacity(3);
+    for (region, mut buf) in plan.regions.iter().zip(buffers) {
+        if !region.write.is_empty() {
+            plan.fill(region, &mut buf, data);
+            let bytes = buf.freeze().slice(within(&region.write, region.buf.start));
+            pieces.push((region.write.start, bytes));
+        }
+    }
+    if !plan.direct.is_empty() {
+        let bytes = data.slice(within(&plan.direct, plan.data().start));
+        pieces.push((plan.direct.start, bytes));
+    }
+    pieces
 }
 
 /// Where `range` lies in a buffer that begins at `base`.

@@ -143,7 +143,8 @@ pub(super) fn settle(
         flushed.map_err(|error| health.write_failed("pending versions", &error))?;
     }
     if !ops.is_empty() {
-        index.apply(&ops, true)?;
+        index.apply(&ops)?;
+        index.flush()?;
     }
     Ok(freed)
 }

@@ -1,4 +1,4 @@
-//! The index's writer thread: group commit, and when a freed block may be reused.
+//! The index's writer thread: group commit; and when a freed block may be reused.
 //!
 //! See [`super::index`] for what it guarantees.
 
@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use emberfs_proto::Result;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::classes::Loc;
@@ -37,7 +38,38 @@ pub(super) enum WriteJob {
     Write(Write),
     /// Flushes all earlier writes, so that retired blocks are free.
     Flush(oneshot::Sender<Result<()>>),
+    /// Blocks were retired: flush some time.
+    Retired,
     Stop,
+}
+
+/// Blocks whose records are gone, but not yet for good: until the log is flushed.
+#[derive(Default)]
+pub(super) struct Retired(Mutex<Vec<Loc>>);
+
+impl Retired {
+    /// Adds blocks whose records' end is in the log. Whether they are the first since the last flush.
+    pub(super) fn add(&self, map: &SpaceMap, frees: &[Loc]) -> bool {
+        let mut retired = self.0.lock();
+        let first = retired.is_empty() && !frees.is_empty();
+        for &loc in frees {
+            map.allocator.retire(loc);
+            retired.push(loc);
+        }
+        first
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.lock().is_empty()
+    }
+
+    fn take(&self) -> Vec<Loc> {
+        std::mem::take(&mut self.0.lock())
+    }
+
+    fn put_back(&self, mut taken: Vec<Loc>) {
+        self.0.lock().append(&mut taken);
+    }
 }
 
 /// The writer thread.
@@ -46,8 +78,7 @@ pub(super) struct Writer {
     pub(super) durability: Durability,
     pub(super) map: Arc<SpaceMap>,
     pub(super) space: Lane<SpaceJob>,
-    /// Blocks whose records are gone, but not yet for good.
-    pub(super) retired: Vec<Loc>,
+    pub(super) retired: Arc<Retired>,
     #[cfg(test)]
     pub(super) faults: Arc<super::faults::Faults>,
 }
@@ -64,7 +95,7 @@ struct Group {
 
 impl Writer {
     /// The thread's body.
-    pub(super) fn run(mut self, jobs: &LaneEnd<WriteJob>) {
+    pub(super) fn run(self, jobs: &LaneEnd<WriteJob>) {
         loop {
             let first = if self.retired.is_empty() || self.idles_unflushed() {
                 jobs.recv()
@@ -96,13 +127,11 @@ impl Writer {
         }
     }
 
-    fn work(&mut self, group: Group) {
-        let power = self.durability == Durability::Power;
+    fn work(&self, group: Group) {
         self.write(group.lazy, false);
-        let durable = !group.durable.is_empty();
-        self.write(group.durable, power);
-        if !power || durable {
-            self.release();
+        self.write(group.durable, true);
+        if self.durability == Durability::Process {
+            self.free(self.retired.take());
         }
         if !group.flushes.is_empty() || group.stop {
             let result = self.flush();
@@ -112,28 +141,36 @@ impl Writer {
         }
     }
 
-    fn write(&mut self, jobs: Vec<Job<WriteJob>>, sync: bool) {
+    fn write(&self, jobs: Vec<Job<WriteJob>>, durable: bool) {
         if jobs.is_empty() {
             return;
         }
         let writes = jobs.iter().filter_map(|job| match &job.work {
-            WriteJob::Write(write) => Some(&write.ops),
-            WriteJob::Flush(_) | WriteJob::Stop => None,
+            WriteJob::Write(write) => Some(write),
+            _ => None,
         });
-        let result = self
-            .fault()
-            .and_then(|()| self.index.apply(writes.flatten(), sync));
-        for job in jobs {
-            let WriteJob::Write(write) = job.work else {
-                continue;
-            };
-            if result.is_ok() {
-                for &loc in &write.frees {
-                    self.map.allocator.retire(loc);
-                    self.retired.push(loc);
-                }
+        let ops = writes.clone().flat_map(|write| &write.ops);
+        let mut result = self.fault().and_then(|()| self.index.apply(ops));
+        let mut covered = Vec::new();
+        if result.is_ok() {
+            for write in writes {
+                self.retired.add(&self.map, &write.frees);
             }
-            (write.done)(result.clone());
+            if durable && self.durability == Durability::Power {
+                covered = self.retired.take();
+                // Others write meanwhile: only what a write itself flushes would keep them waiting.
+                result = self.index.flush();
+            }
+        }
+        for job in jobs {
+            if let WriteJob::Write(write) = job.work {
+                (write.done)(result.clone());
+            }
+        }
+        if result.is_ok() {
+            self.free(covered);
+        } else {
+            self.retired.put_back(covered);
         }
     }
 
@@ -171,21 +208,25 @@ impl Writer {
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<()> {
-        if self.durability == Durability::Power {
-            self.index.flush()?;
+    fn flush(&self) -> Result<()> {
+        let covered = self.retired.take();
+        if self.durability == Durability::Power
+            && let Err(error) = self.index.flush()
+        {
+            self.retired.put_back(covered);
+            return Err(error);
         }
-        self.release();
+        self.free(covered);
         Ok(())
     }
 
     /// What was retired before the last flush is free. Never after a failure: the records may
     /// come back.
-    fn release(&mut self) {
+    fn free(&self, covered: Vec<Loc>) {
         if self.map.health.writable().is_err() {
-            return;
+            return self.retired.put_back(covered);
         }
-        for loc in self.retired.drain(..) {
+        for loc in covered {
             self.map.allocator.disown(loc);
             self.map.freed(&self.space, loc.class);
         }
@@ -204,6 +245,7 @@ impl Group {
                 }
             }
             WriteJob::Flush(reply) => self.flushes.push(reply),
+            WriteJob::Retired => {}
             WriteJob::Stop => self.stop = true,
         }
     }

@@ -28,7 +28,7 @@ impl Flight {
         }
         let len = match &self.job.work {
             IoJob::Read { buf, .. } => buf.len(),
-            IoJob::Write { data, .. } => data.len(),
+            IoJob::Write { write, .. } => write.data.len(),
             IoJob::Flush { .. } | IoJob::Stop => 0,
         };
         self.done += result as usize;
@@ -75,13 +75,13 @@ pub(super) fn abandon(job: IoJob, error: io::Error) {
             let _ = reply.send(Err(error));
         }
         IoJob::Write {
-            data,
+            write,
             pin,
             gate,
             reply,
             ..
         } => {
-            std::mem::forget((data, pin, gate));
+            std::mem::forget((write, pin, gate));
             let _ = reply.send(Err(error));
         }
         job => finish(job, Err(error)),

@@ -112,19 +112,18 @@ impl Queues {
                 entry.flags(flags)
             }
             IoJob::Write {
-                file,
-                at,
-                data,
-                pin,
-                ..
+                file, write, pin, ..
             } => {
                 let (fd, flags) = self.known_file(pin.loc().class, file);
-                let (at, rest) = (*at + done as u64, &data[done..]);
+                let (at, rest) = (write.at + done as u64, &write.data[done..]);
                 let (ptr, len) = (rest.as_ptr(), rest.len() as u32);
+                let how = if write.durable { libc::RWF_DSYNC } else { 0 };
                 let entry = if self.knows(rest) {
-                    opcode::WriteFixed::new(fd, ptr, len, 0).offset(at).build()
+                    let entry = opcode::WriteFixed::new(fd, ptr, len, 0);
+                    entry.offset(at).rw_flags(how).build()
                 } else {
-                    opcode::Write::new(fd, ptr, len).offset(at).build()
+                    let entry = opcode::Write::new(fd, ptr, len);
+                    entry.offset(at).rw_flags(how).build()
                 };
                 entry.flags(flags)
             }

@@ -15,6 +15,14 @@ fn started(depth: u32) -> (Ring, std::thread::JoinHandle<()>) {
     (ring, thread)
 }
 
+fn plain(at: u64, data: Bytes) -> BlockWrite {
+    BlockWrite {
+        at,
+        data,
+        durable: at.is_multiple_of(8192),
+    }
+}
+
 fn pin() -> Arc<Block> {
     let class = Class::for_len(1).unwrap();
     let allocator = Arc::new(Allocator::new(u64::MAX));
@@ -32,7 +40,7 @@ async fn more_requests_than_the_ring_is_deep_are_all_answered() {
         async move {
             let at = u64::from(n) * 4096;
             let data = Bytes::from(vec![n; 4096]);
-            ring.write(file, at, data, pin, None)
+            ring.write(file, plain(at, data), pin, None)
                 .await
                 .unwrap()
                 .unwrap();
@@ -71,7 +79,7 @@ async fn the_thread_wakes_for_each_of_many_lone_requests() {
             // Asleep for certain.
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        ring.write(&file, n * 4096, Bytes::from(vec![1; 4096]), &pin, None)
+        ring.write(&file, plain(n * 4096, vec![1; 4096].into()), &pin, None)
             .await
             .unwrap()
             .unwrap();
