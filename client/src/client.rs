@@ -1,7 +1,7 @@
 //! A connected client.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use emberfs_proto::cluster::ClusterMap;
@@ -67,6 +67,7 @@ impl Client {
             locks: Book::new(identity),
             ends: Ends::default(),
             fresh_names: AtomicBool::new(false),
+            parents: OnceLock::new(),
             closing: TaskTracker::new(),
             runtime: tokio::runtime::Handle::current(),
             stop,

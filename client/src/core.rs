@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use emberfs_proto::Result;
@@ -35,6 +35,8 @@ pub(crate) struct Core {
     pub(crate) ends: Ends,
     /// Files were made here, which may not be durable yet.
     pub(crate) fresh_names: AtomicBool,
+    /// Who is told of directories that were changed here.
+    pub(crate) parents: OnceLock<Box<dyn Fn(&Attr) + Send + Sync>>,
     /// Closes of files that were dropped without one, and ends of sessions that nobody waits for.
     pub(crate) closing: TaskTracker,
     pub(crate) runtime: Runtime,
@@ -79,6 +81,12 @@ impl Core {
         }
         inodes.insert(inode, Arc::downgrade(&fresh));
         Ok(fresh)
+    }
+
+    pub(crate) fn told_parents(&self, parents: &[Attr]) {
+        if let Some(hear) = self.parents.get() {
+            parents.iter().for_each(hear);
+        }
     }
 
     /// Removes entries of files that are no longer open.

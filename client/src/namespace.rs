@@ -30,6 +30,12 @@ impl Client {
         Ok(attr)
     }
 
+    /// From now on `hear` is told of each directory whose entries this client has changed, how it is after that, before the change
+    /// is answered here; not always, and in any order. Only the first call counts.
+    pub fn hear_of_parents(&self, hear: impl Fn(&Attr) + Send + Sync + 'static) {
+        self.core.parents.get_or_init(|| Box::new(hear));
+    }
+
     /// The entry `name` of a directory.
     pub async fn lookup(&self, creds: &Creds, parent: InodeId, name: &[u8]) -> Result<Attr> {
         let request = name_request(parent, name);
@@ -193,6 +199,7 @@ impl Client {
         reply: pb::OpenReply,
         flags: OpenFlags,
     ) -> Result<(Attr, File)> {
+        self.core.told_parents(&reply.parents);
         let mut attr = attr_of(reply.attr)?;
         let state = self.core.state_of(&attr)?;
         state.length.lock().overlay(&mut attr);
@@ -247,7 +254,9 @@ impl Client {
             mode: mode.mode,
             umask: mode.umask,
         };
-        attr_of(rpc!(self.core.meta, creds, Changes, mkdir, request)?.attr)
+        let reply = rpc!(self.core.meta, creds, Changes, mkdir, request)?;
+        self.core.told_parents(&reply.parents);
+        attr_of(reply.attr)
     }
 
     /// Creates a symbolic link to `target`.
@@ -264,7 +273,9 @@ impl Client {
             name: Bytes::copy_from_slice(name),
             target: Bytes::copy_from_slice(target),
         };
-        attr_of(rpc!(self.core.meta, creds, Changes, symlink, request)?.attr)
+        let reply = rpc!(self.core.meta, creds, Changes, symlink, request)?;
+        self.core.told_parents(&reply.parents);
+        attr_of(reply.attr)
     }
 
     /// Creates a FIFO, socket, device or empty file. `mode`: umask already applied.
@@ -300,7 +311,9 @@ impl Client {
             rdev,
             umask: mode.umask,
         };
-        attr_of(rpc!(self.core.meta, creds, Changes, mknod, request)?.attr)
+        let reply = rpc!(self.core.meta, creds, Changes, mknod, request)?;
+        self.core.told_parents(&reply.parents);
+        attr_of(reply.attr)
     }
 
     /// Gives `inode` a further name.
@@ -318,26 +331,34 @@ impl Client {
             parent: parent.0,
             name,
         };
-        self.seen(rpc!(self.core.meta, creds, Changes, link, request)?.attr)
+        let reply = rpc!(self.core.meta, creds, Changes, link, request)?;
+        self.core.told_parents(&reply.parents);
+        self.seen(reply.attr)
     }
 
     /// Removes a name that is no directory; answers the attributes of its inode after that.
     pub async fn unlink(&self, creds: &Creds, parent: InodeId, name: &[u8]) -> Result<Attr> {
         let request = name_request(parent, name);
-        self.seen(rpc!(self.core.meta, creds, Changes, unlink, request)?.attr)
+        let reply = rpc!(self.core.meta, creds, Changes, unlink, request)?;
+        self.core.told_parents(&reply.parents);
+        self.seen(reply.attr)
     }
 
     /// Removes an empty directory.
     pub async fn rmdir(&self, creds: &Creds, parent: InodeId, name: &[u8]) -> Result<Attr> {
         let request = name_request(parent, name);
-        attr_of(rpc!(self.core.meta, creds, Changes, rmdir, request)?.attr)
+        let reply = rpc!(self.core.meta, creds, Changes, rmdir, request)?;
+        self.core.told_parents(&reply.parents);
+        attr_of(reply.attr)
     }
 
     /// Removes a directory with everything below it, as root: the name is gone when this returns, the rest goes in the
     /// background. Files that are open live until they are closed.
     pub async fn remove_tree(&self, creds: &Creds, parent: InodeId, name: &[u8]) -> Result<Attr> {
         let request = name_request(parent, name);
-        attr_of(rpc!(self.core.meta, creds, Changes, remove_tree, request)?.attr)
+        let reply = rpc!(self.core.meta, creds, Changes, remove_tree, request)?;
+        self.core.told_parents(&reply.parents);
+        attr_of(reply.attr)
     }
 
     /// Renames. The answer tells what moved and what, if anything, was replaced.
@@ -360,6 +381,7 @@ impl Client {
             exchange: flags.exchange,
         };
         let mut reply = rpc!(self.core.meta, creds, Changes, rename, request)?;
+        self.core.told_parents(&reply.parents);
         for attr in reply.moved.iter_mut().chain(&mut reply.replaced) {
             self.core.overlay(attr);
         }

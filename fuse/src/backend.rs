@@ -172,6 +172,7 @@ pub(crate) trait Backend: Send + Sync + 'static {
         to_offset: u64,
         len: u64,
     ) -> impl Future<Output = Result<u64>> + Send;
+    fn hear_of_parents(&self, hear: impl Fn(&Attr) + Send + Sync + 'static);
     fn sync_directory(
         &self,
         creds: &Creds,
@@ -407,6 +408,10 @@ impl Backend for Client {
 
     fn watch(&self) -> Option<mpsc::Receiver<CacheEvent>> {
         Some(self.watch())
+    }
+
+    fn hear_of_parents(&self, hear: impl Fn(&Attr) + Send + Sync + 'static) {
+        self.hear_of_parents(hear);
     }
 
     async fn sync_directory(&self, creds: &Creds, directory: InodeId) -> Result<()> {

@@ -13,6 +13,7 @@ mod inodes;
 mod io;
 mod locks;
 mod namespace;
+mod parents;
 mod succession;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ pub(crate) use dirs::DirItem;
 use inodes::Inodes;
 use io::FileHandle;
 pub(crate) use io::{Opened, Written};
+use parents::Parents;
 pub(crate) use succession::Asked;
 pub(crate) use virtual_dir::Vanished;
 
@@ -65,6 +67,7 @@ pub(crate) struct Handler<B: Backend> {
     dirs: RwLock<HashMap<u64, Arc<DirHandle>>>,
     appends: Appends,
     absent: Absent,
+    parents: Arc<Parents>,
     next_handle: AtomicU64,
     /// What a successor of this process will need to know; `None` if there will be none.
     ledger: Option<Arc<Ledger>>,
@@ -73,8 +76,14 @@ pub(crate) struct Handler<B: Backend> {
 impl<B: Backend> Handler<B> {
     /// A handler serving the directory `root`.
     pub(crate) fn new(backend: B, root: InodeId, direct_io: bool) -> Self {
+        let parents = Arc::new(Parents::default());
+        backend.hear_of_parents({
+            let parents = parents.clone();
+            move |attr: &Attr| parents.told(attr)
+        });
         Self {
             backend,
+            parents,
             root,
             direct_io,
             inodes: Inodes::default(),

@@ -435,6 +435,7 @@ impl Backend for Memory {
         Ok(pb::RenameReply {
             moved: Some(self.attr(inode)?),
             replaced,
+            ..pb::RenameReply::default()
         })
     }
 
@@ -535,6 +536,8 @@ impl Backend for Memory {
         to.write(to_offset, data).await?;
         Ok(copied)
     }
+
+    fn hear_of_parents(&self, _hear: impl Fn(&Attr) + Send + Sync + 'static) {}
 
     async fn sync_directory(&self, _creds: &Creds, _directory: InodeId) -> Result<()> {
         Ok(())

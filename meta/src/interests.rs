@@ -162,9 +162,10 @@ impl Interests {
         if self.watchers.lock().streams.is_empty() {
             return;
         }
+        let own = by.and_then(|by| self.watchers.lock().slots.get(&by).copied());
         let mut messages: HashMap<Slot, pb::Invalidation> = HashMap::new();
         for &inode in &changed.inodes {
-            for slot in self.take(inode) {
+            for slot in self.take(inode, own) {
                 messages.entry(slot).or_default().inodes.push(inode.0);
             }
         }
@@ -208,15 +209,19 @@ impl Interests {
         }
     }
 
-    /// Who has cached the attributes: they ask anew after they are told.
-    fn take(&self, inode: InodeId) -> Vec<Slot> {
+    /// Who has cached the attributes: they ask anew after they are told. `own` is not told, and stays noted.
+    fn take(&self, inode: InodeId, own: Option<Slot>) -> Vec<Slot> {
         let mut shard = self.shard(inode).lock();
         shard.turn(Instant::now());
         let mut slots = Vec::new();
         for notes in &mut shard.notes {
-            if let Some(found) = notes.by_inode.remove(&(inode, false)) {
-                notes.count -= found.len();
-                slots.extend(found);
+            if let Some(found) = notes.by_inode.get_mut(&(inode, false)) {
+                let before = found.len();
+                slots.extend(found.extract_if(.., |slot| Some(*slot) != own));
+                notes.count -= before - found.len();
+                if found.is_empty() {
+                    notes.by_inode.remove(&(inode, false));
+                }
             }
         }
         distinct(slots)
@@ -340,6 +345,26 @@ mod tests {
     const B: ClientId = ClientId(2);
     const FILE: InodeId = InodeId(7);
     const DIR: InodeId = InodeId(8);
+
+    #[test]
+    fn who_changes_something_himself_is_told_when_others_do() {
+        let interests = Arc::new(Interests::default());
+        let (mut a, mut b) = (interests.watch(A), interests.watch(B));
+        assert!(next(&mut a).is_some() && next(&mut b).is_some());
+        for client in [A, B] {
+            interests.noter(client).unwrap().attributes(FILE);
+        }
+        let changed = Changed {
+            inodes: vec![FILE],
+            ..Changed::default()
+        };
+        interests.changed(Some(A), &changed);
+        assert_eq!(next(&mut a), None);
+        assert_eq!(next(&mut b).unwrap().inodes, [FILE.0]);
+        interests.changed(Some(B), &changed);
+        assert_eq!(next(&mut a).unwrap().inodes, [FILE.0]);
+        assert_eq!(next(&mut b), None);
+    }
 
     fn next(watch: &mut Watch) -> Option<pb::Invalidation> {
         watch

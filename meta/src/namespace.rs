@@ -38,7 +38,7 @@ use emberfs_proto::ids::{ClusterId, InodeId, SessionId};
 use emberfs_proto::{Error, ErrorCode, Result, pb, wire};
 use tokio::sync::{Semaphore, oneshot, watch};
 
-use self::core::{Core, LayoutDefaults, Operation, Step, Who};
+use self::core::{Answers, Core, LayoutDefaults, Operation, Step, Who};
 use self::ops::sync::{Report, Settled};
 use self::records::ClientRecord;
 use crate::chunks::ChunkStore;
@@ -167,7 +167,7 @@ impl Namespace {
     }
 
     /// A request that changes something within one transaction.
-    async fn change<R: prost::Message + Default + 'static>(
+    async fn change<R: prost::Message + Default + Answers + 'static>(
         &self,
         caller: Option<&pb::Caller>,
         operation: Operation,
@@ -209,7 +209,7 @@ impl Namespace {
     /// A request that a truncation in progress may block; `truncates`: it may itself begin one,
     /// which is completed before the answer. `opens`: what it does is undone by nobody but the caller, who makes sure that it
     /// is durable before it says so to a program ([`pb::SyncRequest`]).
-    async fn step<R: prost::Message + Default + Clone + 'static>(
+    async fn step<R: prost::Message + Default + Answers + Clone + 'static>(
         self: &Arc<Self>,
         caller: Option<&pb::Caller>,
         operation: Operation,
@@ -401,6 +401,7 @@ impl Namespace {
     }
 
     pub(crate) async fn create(self: &Arc<Self>, req: pb::CreateRequest) -> Result<pb::OpenReply> {
+        self.core.note(req.caller.as_ref(), &[req.parent]);
         let (caller, truncates) = (req.caller.clone(), req.truncate);
         let body = move |tx: &mut tx::Tx<'_>, who: &Who, held: &mut _| {
             ops::create::create(tx, who, &req, held)
@@ -486,36 +487,42 @@ impl Namespace {
     }
 
     pub(crate) async fn mkdir(&self, req: pb::MkdirRequest) -> Result<pb::AttrReply> {
+        self.core.note(req.caller.as_ref(), &[req.parent]);
         let caller = req.caller.clone();
         let body = move |tx: &mut tx::Tx<'_>, who: &Who| ops::directory::mkdir(tx, &who.cred, &req);
         self.change(caller.as_ref(), Operation::Mkdir, body).await
     }
 
     pub(crate) async fn rmdir(&self, req: pb::NameRequest) -> Result<pb::UnlinkReply> {
+        self.core.note(req.caller.as_ref(), &[req.parent]);
         let caller = req.caller.clone();
         let body = move |tx: &mut tx::Tx<'_>, who: &Who| ops::directory::rmdir(tx, &who.cred, &req);
         self.change(caller.as_ref(), Operation::Rmdir, body).await
     }
 
     pub(crate) async fn symlink(&self, req: pb::SymlinkRequest) -> Result<pb::AttrReply> {
+        self.core.note(req.caller.as_ref(), &[req.parent]);
         let caller = req.caller.clone();
         let body = move |tx: &mut tx::Tx<'_>, who: &Who| ops::link::symlink(tx, &who.cred, &req);
         self.change(caller.as_ref(), Operation::Symlink, body).await
     }
 
     pub(crate) async fn mknod(&self, req: pb::MknodRequest) -> Result<pb::AttrReply> {
+        self.core.note(req.caller.as_ref(), &[req.parent]);
         let caller = req.caller.clone();
         let body = move |tx: &mut tx::Tx<'_>, who: &Who| ops::create::mknod(tx, &who.cred, &req);
         self.change(caller.as_ref(), Operation::Mknod, body).await
     }
 
     pub(crate) async fn link(&self, req: pb::LinkRequest) -> Result<pb::AttrReply> {
+        self.core.note(req.caller.as_ref(), &[req.parent]);
         let caller = req.caller.clone();
         let body = move |tx: &mut tx::Tx<'_>, who: &Who| ops::link::link(tx, &who.cred, &req);
         self.change(caller.as_ref(), Operation::Link, body).await
     }
 
     pub(crate) async fn unlink(&self, req: pb::NameRequest) -> Result<pb::UnlinkReply> {
+        self.core.note(req.caller.as_ref(), &[req.parent]);
         let caller = req.caller.clone();
         let body = move |tx: &mut tx::Tx<'_>, who: &Who| ops::link::unlink(tx, &who.cred, &req);
         let reply = self
@@ -543,6 +550,8 @@ impl Namespace {
     }
 
     pub(crate) async fn rename(&self, req: pb::RenameRequest) -> Result<pb::RenameReply> {
+        self.core
+            .note(req.caller.as_ref(), &[req.parent, req.new_parent]);
         let caller = req.caller.clone();
         let body = move |tx: &mut tx::Tx<'_>, who: &Who| ops::rename::rename(tx, &who.cred, &req);
         let reply = self

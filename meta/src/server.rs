@@ -199,7 +199,9 @@ async fn open_store(data_dir: &Path) -> Result<Arc<dyn Engine>> {
             );
             Error::new(ErrorCode::DiskError, what)
         })?;
-        let engine: Arc<dyn Engine> = Arc::new(RocksEngine::open(&directory)?);
+        let engine = RocksEngine::open(&directory)?;
+        engine.make_ready()?;
+        let engine: Arc<dyn Engine> = Arc::new(engine);
         Ok(engine)
     });
     opened

@@ -19,6 +19,8 @@ use crate::engine::identity::{DiskIdentity, DiskLock};
 use crate::engine::{self, Engine, EngineConfig};
 use crate::node::{self, Admin, Data, Node, OpenDisk, Registration};
 
+/// Logs of a disk's index need not grow before they are this long, bytes.
+const READY_LOG_BYTES: usize = 8 << 20;
 /// Longest wait at a clean stop for requests in progress.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
@@ -281,6 +283,7 @@ async fn open(config: &StorageConfig, lock: &DiskLock) -> Result<Engine> {
         capacity_bytes: (config.capacity_bytes > 0).then_some(config.capacity_bytes),
         index_cache_bytes: config.index_cache_bytes,
         io_buffer_bytes: config.io_buffer_bytes,
+        ready_log_bytes: READY_LOG_BYTES,
         ..EngineConfig::new(lock.path())
     };
     blocking(move || Engine::open(engine_config)).await

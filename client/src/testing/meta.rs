@@ -77,6 +77,13 @@ pub(crate) struct FakeMeta {
     task: Shared<Option<AbortHandle>>,
 }
 
+fn attr_reply(attr: Option<pb::Attr>) -> pb::AttrReply {
+    pb::AttrReply {
+        attr,
+        parents: Vec::new(),
+    }
+}
+
 fn fail<T>(code: ErrorCode, what: &str) -> Result<T, Status> {
     Err(Error::new(code, what).into())
 }
@@ -267,6 +274,7 @@ impl State {
             attr,
             session: self.last_session,
             created,
+            parents: Vec::new(),
         }
     }
 
@@ -301,7 +309,7 @@ impl State {
         if request.settle {
             attr.size = attr.size.max(stored);
         }
-        Ok(Response::new(pb::AttrReply { attr: Some(*attr) }))
+        Ok(Response::new(attr_reply(Some(*attr))))
     }
 }
 
@@ -333,7 +341,7 @@ impl Metadata for FakeMeta {
             }
             attr.granted = (request.end + 1000).min(most);
         }
-        Ok(Response::new(pb::AttrReply { attr: Some(*attr) }))
+        Ok(Response::new(attr_reply(Some(*attr))))
     }
 
     async fn set_quota(&self, _: Request<pb::SetQuotaRequest>) -> Reply<pb::ListQuotasReply> {
@@ -400,9 +408,7 @@ impl Metadata for FakeMeta {
     async fn lookup(&self, request: Request<pb::NameRequest>) -> Reply<pb::AttrReply> {
         let state = self.state.lock();
         match state.names.get(&request.get_ref().name) {
-            Some(inode) => Ok(Response::new(pb::AttrReply {
-                attr: state.files.get(inode).copied(),
-            })),
+            Some(inode) => Ok(Response::new(attr_reply(state.files.get(inode).copied()))),
             None => fail(ErrorCode::NotFound, "no such name"),
         }
     }
@@ -441,7 +447,7 @@ impl Metadata for FakeMeta {
         let mut state = self.state.lock();
         state.get_attrs += 1;
         let attr = *state.file(request.get_ref().inode)?;
-        Ok(Response::new(pb::AttrReply { attr: Some(attr) }))
+        Ok(Response::new(attr_reply(Some(attr))))
     }
 
     async fn set_attr(&self, request: Request<pb::SetAttrRequest>) -> Reply<pb::AttrReply> {
@@ -453,7 +459,7 @@ impl Metadata for FakeMeta {
             let attr = state.file(request.inode)?;
             attr.mode = request.mode.unwrap_or(attr.mode);
             attr.mtime = request.mtime.or(attr.mtime);
-            Ok(Response::new(pb::AttrReply { attr: Some(*attr) }))
+            Ok(Response::new(attr_reply(Some(*attr))))
         })
     }
 
@@ -462,7 +468,7 @@ impl Metadata for FakeMeta {
         let number = request.caller.as_ref().unwrap().request;
         self.change("create", request.caller.as_ref(), |state| {
             if let Some(record) = state.records.get(&number) {
-                return Ok(Response::new(*record));
+                return Ok(Response::new(record.clone()));
             }
             let existing = state.names.get(&request.name).copied();
             if existing.is_some() && request.exclusive {
@@ -477,7 +483,7 @@ impl Metadata for FakeMeta {
             }
             state.names.insert(request.name.clone(), inode);
             let reply = state.session(inode, request.write, existing.is_none());
-            state.records.insert(number, reply);
+            state.records.insert(number, reply.clone());
             Ok(Response::new(reply))
         })
     }
@@ -535,7 +541,7 @@ impl Metadata for FakeMeta {
         self.change("set_xattr", request.caller.as_ref(), |state| {
             let attr = Some(*state.file(request.inode)?);
             state.xattrs.set(&request)?;
-            Ok(Response::new(pb::AttrReply { attr }))
+            Ok(Response::new(attr_reply(attr)))
         })
     }
 
@@ -544,7 +550,7 @@ impl Metadata for FakeMeta {
         self.change("remove_xattr", request.caller.as_ref(), |state| {
             let attr = Some(*state.file(request.inode)?);
             state.xattrs.remove(&request)?;
-            Ok(Response::new(pb::AttrReply { attr }))
+            Ok(Response::new(attr_reply(attr)))
         })
     }
 
@@ -577,7 +583,7 @@ impl Metadata for FakeMeta {
             attr.nlink += 1;
             let attr = Some(*attr);
             state.names.insert(request.name.clone(), request.inode);
-            Ok(Response::new(pb::AttrReply { attr }))
+            Ok(Response::new(attr_reply(attr)))
         })
     }
 

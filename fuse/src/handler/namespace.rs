@@ -40,6 +40,7 @@ impl<B: Backend> Handler<B> {
         work: impl Future<Output = Result<T>>,
     ) -> Result<T> {
         let since = Instant::now();
+        let _changing = self.parents.change(parent.0);
         // Whatever comes of it.
         self.absent.appears(parent.0, name);
         let named = work.await?;
@@ -52,6 +53,13 @@ impl<B: Backend> Handler<B> {
         self.absent.made(self.inode(node).0, since);
     }
 
+    /// The attributes of a directory and how long they hold, if they are known without asking anybody.
+    pub(crate) fn known_directory(&self, node: u64) -> Option<(Attr, Duration)> {
+        let (mut attr, left) = self.parents.get(self.inode(node).0)?;
+        attr.inode = node;
+        Some((attr, left))
+    }
+
     /// Another machine has changed what a name means.
     pub(crate) fn renamed_elsewhere(&self, parent: InodeId, name: &[u8]) {
         self.absent.appears(parent.0, name);
@@ -60,6 +68,7 @@ impl<B: Backend> Handler<B> {
     /// Changes by others may have been missed.
     pub(crate) fn missed_changes(&self) {
         self.absent.forget_all();
+        self.parents.missed();
     }
 
     /// The kernel has dropped the node from its caches.
@@ -82,6 +91,7 @@ impl<B: Backend> Handler<B> {
     /// Another machine has changed the inode: whether pages of it that the kernel may have are stale. Of a file that nobody
     /// here has open, the next open tells.
     pub(crate) async fn changed_elsewhere(&self, inode: InodeId) -> bool {
+        self.parents.changed_elsewhere(inode.0);
         if !self.inodes.changed_elsewhere(inode.0) {
             return false;
         }
@@ -93,8 +103,9 @@ impl<B: Backend> Handler<B> {
     /// is said about names may be believed for that time, too.
     pub(crate) fn watched_for(&self, term: Duration, names: bool) {
         self.inodes.watched_for(term);
-        self.absent
-            .watched_for(if names { term } else { Duration::ZERO });
+        let believed = if names { term } else { Duration::ZERO };
+        self.absent.watched_for(believed);
+        self.parents.watched_for(believed);
     }
 
     /// `handle`: the one that ftruncate came through.
@@ -116,6 +127,7 @@ impl<B: Backend> Handler<B> {
             .as_ref()
             .filter(|handle| handle.writable)
             .map(|handle| &handle.file);
+        let _changing = self.parents.change(inode.0);
         let mut attr = self.backend.setattr(creds, inode, changes, file).await?;
         self.inodes.changed(&mut attr);
         Ok(self.show(attr))
@@ -195,6 +207,7 @@ impl<B: Backend> Handler<B> {
 
     pub(crate) async fn unlink(&self, creds: &Creds, parent: u64, name: &[u8]) -> Result<()> {
         let parent = self.real(parent)?;
+        let _changing = self.parents.change(parent.0);
         let mut attr = self.backend.unlink(creds, parent, name).await?;
         self.inodes.touched(parent.0);
         self.inodes.changed(&mut attr);
@@ -204,6 +217,7 @@ impl<B: Backend> Handler<B> {
     pub(crate) async fn rmdir(&self, creds: &Creds, parent: u64, name: &[u8]) -> Result<()> {
         self.spare_hidden(creds, parent, name).await?;
         let parent = self.real(parent)?;
+        let _changing = self.parents.change(parent.0);
         let attr = self.backend.rmdir(creds, parent, name).await?;
         self.inodes.touched(parent.0);
         self.inodes.touched(attr.inode);
@@ -226,8 +240,13 @@ impl<B: Backend> Handler<B> {
             self.spare_hidden(creds, parent, name).await?;
         }
         let (from, to) = ((self.real(from.0)?, from.1), (self.real(to.0)?, to.1));
+        let left = (from.0 != to.0).then(|| self.parents.change(from.0.0));
         let renamed = self.backend.rename(creds, from, to, flags);
         let reply = self.naming(to.0, to.1, renamed).await?;
+        drop(left);
+        for inode in [&reply.moved, &reply.replaced].into_iter().flatten() {
+            self.parents.changed_elsewhere(inode.inode);
+        }
         self.inodes.touched(from.0.0);
         self.inodes.touched(to.0.0);
         for mut attr in reply.moved.into_iter().chain(reply.replaced) {

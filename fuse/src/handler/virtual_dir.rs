@@ -130,6 +130,7 @@ impl<B: Backend> Handler<B> {
         if flags.exchange {
             return Err(refused());
         }
+        let _changing = self.parents.change(parent.0);
         let mut attr = match self.backend.remove_tree(creds, parent, name).await {
             Err(error) if error.code == ErrorCode::NotDirectory => {
                 self.backend.unlink(creds, parent, name).await?

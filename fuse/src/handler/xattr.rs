@@ -30,6 +30,7 @@ impl<B: Backend> Handler<B> {
         let replace = flags & libc::XATTR_REPLACE.cast_unsigned() != 0;
         let flags = XattrFlags { create, replace };
         let inode = self.real(node)?;
+        let _changing = self.parents.change(inode.0);
         let result = self
             .backend
             .set_xattr(creds, inode, name, value, flags)
@@ -42,6 +43,7 @@ impl<B: Backend> Handler<B> {
 
     pub(crate) async fn remove_xattr(&self, creds: &Creds, node: u64, name: &[u8]) -> Result<()> {
         let inode = self.real(node)?;
+        let _changing = self.parents.change(inode.0);
         let result = self.backend.remove_xattr(creds, inode, name).await;
         self.inodes.touched(inode.0);
         result

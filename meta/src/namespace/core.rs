@@ -104,6 +104,27 @@ pub(crate) enum Operation {
     PurgeTrash = 62,
 }
 
+/// An answer to a change.
+pub(crate) trait Answers {
+    /// Adds the directories whose entries were changed.
+    fn tell(&mut self, _parents: Vec<pb::Attr>) {}
+}
+
+macro_rules! tells_parents {
+    ($($reply:ident)+) => {
+        $(impl Answers for pb::$reply {
+            fn tell(&mut self, parents: Vec<pb::Attr>) {
+                self.parents = parents;
+            }
+        })+
+    };
+}
+
+tells_parents!(AttrReply OpenReply UnlinkReply RenameReply);
+impl Answers for pb::TrashPolicy {}
+impl Answers for pb::RestoreTrashReply {}
+impl Answers for pb::PurgeTrashReply {}
+
 /// What an attempt of an operation came to.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Step<R> {
@@ -312,7 +333,7 @@ impl Core {
     }
 
     /// As [`Self::mutate_step`], in the way of [`Self::hurry_for`].
-    pub(crate) fn hurry_step<R: Message + Default>(
+    pub(crate) fn hurry_step<R: Message + Default + Answers>(
         &self,
         who: &Who,
         operation: Operation,
@@ -321,7 +342,28 @@ impl Core {
         if let Err(error) = self.admit(who) {
             return Some(Err(error));
         }
-        self.hurry_for(Some(who.client), |tx| once(tx, who, operation, body))
+        let step = |tx: &mut Tx<'_>| {
+            let step = once(tx, who, operation, body)?;
+            Ok((step, tx.parents()?))
+        };
+        let done = self.hurry_for(Some(who.client), step)?;
+        Some(done.map(|((mut step, parents), version)| {
+            if let Step::Done(reply) = &mut step {
+                // Not recorded: for who asks again it may not be true any more.
+                reply.tell(parents);
+            }
+            (step, version)
+        }))
+    }
+
+    /// This client is told of changes to these from now on.
+    pub(crate) fn note(&self, caller: Option<&pb::Caller>, inodes: &[u64]) {
+        let client = caller.and_then(|caller| ClientId::from_bytes(&caller.client));
+        if let Some(noter) = client.and_then(|client| self.interests.noter(client)) {
+            for &inode in inodes {
+                noter.attributes(InodeId(inode));
+            }
+        }
     }
 
     /// Runs a request exactly once: its answer is recorded in the same transaction, and a retry

@@ -38,6 +38,10 @@ pub(crate) struct Tx<'a> {
     noter: Option<Noter>,
     /// What it changes, for those who cached it.
     changed: Changed,
+    /// The directories that it looked at.
+    dirs: Vec<InodeRecord>,
+    /// Those whose entries it changed.
+    touched: Vec<InodeId>,
     /// Which quotas there are.
     pub(super) quotas: Arc<Table>,
     /// What it does to usage.
@@ -54,6 +58,8 @@ impl<'a> Tx<'a> {
             conflicts: true,
             noter,
             changed: Changed::default(),
+            dirs: Vec::new(),
+            touched: Vec::new(),
             quotas: core.quotas.current(),
             ledger: Ledger::default(),
         }
@@ -190,7 +196,28 @@ impl<'a> Tx<'a> {
             let what = format!("inode {id} is not a directory");
             return Err(Error::new(ErrorCode::NotDirectory, what));
         }
+        if self.conflicts && self.noter.is_some() {
+            self.dirs.push(record.clone());
+        }
         Ok(record)
+    }
+
+    /// The directories whose entries it changed, as they will be, for a caller who caches; he was noted for them before
+    /// this transaction began. Nothing of it conflicts with others who change entries of theirs.
+    pub(crate) fn parents(&mut self) -> Result<Vec<pb::Attr>> {
+        let mut parents = Vec::new();
+        for mut record in std::mem::take(&mut self.dirs) {
+            let known = |parent: &pb::Attr| parent.inode == record.id;
+            if !self.touched.contains(&record.id()) || parents.iter().any(known) {
+                continue;
+            }
+            let subdirs = self.peek_number(&keys::subdirs(record.id()))?;
+            (record.mtime, record.ctime) = (self.now, time::later(self.now, record.ctime));
+            let mut attr = self.plain_attr(&record);
+            self.fill_dir(&mut attr, &record, subdirs);
+            parents.push(attr);
+        }
+        Ok(parents)
     }
 
     pub(crate) fn put_inode(&mut self, record: &InodeRecord) {
@@ -286,6 +313,7 @@ impl<'a> Tx<'a> {
     /// Entries of the directory changed now.
     pub(crate) fn touch_dir(&mut self, id: InodeId) {
         self.changed.inodes.push(id);
+        self.touched.push(id);
         let now = self.now;
         let times = DirTimes {
             mtime: now,
@@ -312,6 +340,26 @@ impl<'a> Tx<'a> {
         if let Some(noter) = &self.noter {
             noter.attributes(record.id());
         }
+        let mut attr = self.plain_attr(record);
+        if record.is_dir() {
+            let times = self.get::<DirTimes>(&keys::dir_times(record.id()))?;
+            if let Some(times) = times {
+                attr.mtime = Some(times.mtime);
+                attr.ctime = Some(time::later(times.ctime, record.ctime));
+            }
+            let subdirs = self.number(&keys::subdirs(record.id()))?;
+            self.fill_dir(&mut attr, record, subdirs);
+        }
+        Ok(attr)
+    }
+
+    fn fill_dir(&self, attr: &mut pb::Attr, record: &InodeRecord, subdirs: i64) {
+        attr.nlink = u32::try_from(subdirs.saturating_add(2)).unwrap_or(u32::MAX);
+        attr.layout = Some(self.core.inherited_layout(record));
+    }
+
+    /// What the record itself says.
+    fn plain_attr(&self, record: &InodeRecord) -> pb::Attr {
         let mut attr = pb::Attr {
             inode: record.id,
             kind: record.kind,
@@ -337,17 +385,7 @@ impl<'a> Tx<'a> {
             attr.granted = record.charged_bytes();
             attr.grant = record.grant;
         }
-        if record.is_dir() {
-            let times = self.get::<DirTimes>(&keys::dir_times(record.id()))?;
-            if let Some(times) = times {
-                attr.mtime = Some(times.mtime);
-                attr.ctime = Some(time::later(times.ctime, record.ctime));
-            }
-            let subdirs = self.number(&keys::subdirs(record.id()))?;
-            attr.nlink = u32::try_from(subdirs.saturating_add(2)).unwrap_or(u32::MAX);
-            attr.layout = Some(self.core.inherited_layout(record));
-        }
-        Ok(attr)
+        attr
     }
 
     /// [`Self::attr`] of a name's inode.

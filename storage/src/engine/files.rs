@@ -3,11 +3,12 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use emberfs_proto::buf::AlignedBuf;
 use rustix::fs::{FallocateFlags, OFlags, fallocate, statvfs};
 use rustix::io::Errno;
 
@@ -93,11 +94,15 @@ impl BlockFiles {
         match fallocate(file, FallocateFlags::empty(), start, len) {
             // No preallocation here: blocks get their space when they are written.
             Err(Errno::OPNOTSUPP) if file.metadata()?.len() < start + len => {
-                file.set_len(start + len)
+                file.set_len(start + len)?;
             }
-            Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
-            Err(error) => Err(error.into()),
+            Ok(()) | Err(Errno::OPNOTSUPP) => {}
+            Err(error) => return Err(error.into()),
         }
+        if is_small(class) {
+            fill(file, start, len)?;
+        }
+        Ok(())
     }
 
     /// Takes the disk space of blocks away; they read as zeros.
@@ -123,6 +128,23 @@ impl BlockFiles {
         let fs = statvfs(&self.dir)?;
         Ok((fs.f_blocks > 0).then_some(fs.f_blocks * fs.f_frsize))
     }
+}
+
+/// Blocks this small are written once before they are used. The first write to an extent is an entry in the journal of the file
+/// system, two more writes and a wait, which a small write would feel and a large one does not.
+pub(super) fn is_small(class: Class) -> bool {
+    class.capacity() < 64 << 10
+}
+
+/// Writes zeros, durably.
+fn fill(file: &File, start: u64, len: u64) -> io::Result<()> {
+    const PIECE: u64 = 1 << 20;
+    let zeros = AlignedBuf::zeroed(PIECE.min(len) as usize);
+    for at in (0..len).step_by(PIECE as usize) {
+        let piece = &zeros[..PIECE.min(len - at) as usize];
+        file.write_all_at(piece, start + at)?;
+    }
+    file.sync_data()
 }
 
 fn extent(class: Class, blocks: &Range<u32>) -> (u64, u64) {

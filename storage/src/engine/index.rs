@@ -36,6 +36,11 @@ const MAX_OPEN_FILES: i32 = 128;
 const WRITE_BUFFER_BYTES: usize = 16 << 20;
 /// Log that is replayed at open at most, bytes.
 const MAX_LOG_BYTES: u64 = 64 << 20;
+/// Logs that are kept when they are not needed any more, to be written over: a log that grows costs an entry in the journal
+/// of the file system with each flush, two more writes and a wait.
+const REUSED_LOGS: usize = 2;
+/// A key that means nothing, see [`Index::make_logs_ready`].
+const READY_KEY: &[u8] = b"ready";
 /// Version of the disk's format.
 const FORMAT: &[u8] = b"emberfs engine 1";
 const FORMAT_KEY: &[u8] = b"format";
@@ -97,6 +102,7 @@ impl Index {
         options.set_compression_type(DBCompressionType::None);
         // The log is kept until every family has flushed; `targets` hardly ever fills its buffer.
         options.set_max_total_wal_size(MAX_LOG_BYTES);
+        options.set_recycle_log_file_num(REUSED_LOGS);
         options.set_keep_log_file_num(4);
         options.set_max_log_file_size(4 << 20);
         options.set_block_based_table_factory(&table);
@@ -133,6 +139,27 @@ impl Index {
             }
         }
         Ok(Self { db, health })
+    }
+
+    /// Fills as many logs as are reused, so that the next ones need not grow before they are `bytes` long.
+    pub(super) fn make_logs_ready(&self, bytes: usize) -> Result<()> {
+        const PIECE: usize = 1 << 20;
+        let filler = vec![0; PIECE.min(bytes)];
+        for _ in 0..REUSED_LOGS {
+            let fill = || {
+                for _ in 0..bytes.div_ceil(PIECE) {
+                    let mut batch = WriteBatch::default();
+                    batch.put(READY_KEY, b"");
+                    batch.put_log_data(&filler);
+                    self.db.write(batch)?;
+                }
+                self.db.flush_wal(true)?;
+                // The next log begins here.
+                self.db.flush()
+            };
+            fill().map_err(|error| self.health.index_failed(&error))?;
+        }
+        Ok(())
     }
 
     fn family(&self, name: &str) -> &ColumnFamily {

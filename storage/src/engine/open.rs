@@ -79,6 +79,9 @@ pub(super) fn open(config: &EngineConfig) -> Result<Core> {
     if let Err(error) = arena::reserve(config.io_buffer_bytes) {
         tracing::warn!(%error, "no memory can be registered for I/O buffers: disk I/O costs more");
     }
+    if config.ready_log_bytes > 0 {
+        index.make_logs_ready(config.ready_log_bytes)?;
+    }
     start(config, health, Arc::new(map), Arc::new(index), targets)
 }
 

@@ -1,7 +1,7 @@
 //! The space thread: grows block files, punches freed blocks out, watches the file system.
 //!
 //! Fresh extents are unwritten: the first O_DIRECT write into a block converts its extent, which
-//! is a journal entry of the file system. So the data of a write is on the device only after an
+//! is a journal entry of the file system. (Small blocks are filled beforehand, see [`files::is_small`].) So the data of a write is on the device only after an
 //! fdatasync of its block file, and in [`Durability::Power`](super::Durability::Power) there is one
 //! before the index record, shared by all writes of the file that wait for it (see [`super::ring`]). Relying on
 //! the flush of the index's log instead would need blocks that were written once before.
@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use super::alloc::{Allocator, Block};
 use super::classes::Class;
-use super::files::BlockFiles;
+use super::files::{self, BlockFiles};
 use super::health::Health;
 use super::lane::{Lane, LaneEnd, Received};
 use super::types::Space;
@@ -24,6 +24,8 @@ use super::types::Space;
 /// Smallest and largest growth of a block file, bytes; in between, an eighth of the file.
 const GROW_MIN_BYTES: u64 = 1 << 20;
 const GROW_MAX_BYTES: u64 = 64 << 20;
+/// The same of one with small blocks, which are written before they are given out.
+const GROW_MAX_SMALL_BYTES: u64 = 8 << 20;
 /// Free blocks of a class that stay allocated for reuse, bytes; the rest is punched out.
 pub(super) const KEEP_IDLE_BYTES: u64 = 64 << 20;
 /// Classes below this many bytes are punched only when the disk runs full: too many small holes.
@@ -197,10 +199,12 @@ fn obtain(map: &SpaceMap, class: Class) -> Result<Block> {
 /// Makes free backed blocks of a class: from its holes, else by growing its file.
 fn supply(map: &SpaceMap, class: Class) -> Result<()> {
     let file_bytes = u64::from(map.allocator.total(class)) * u64::from(class.capacity());
-    let many = blocks_in(
-        (file_bytes / 8).clamp(GROW_MIN_BYTES, GROW_MAX_BYTES),
-        class,
-    );
+    let most = if files::is_small(class) {
+        GROW_MAX_SMALL_BYTES
+    } else {
+        GROW_MAX_BYTES
+    };
+    let many = blocks_in((file_bytes / 8).clamp(GROW_MIN_BYTES, most), class);
     let result = [many, 1]
         .into_iter()
         .find_map(|n| back(map, class, n).transpose());

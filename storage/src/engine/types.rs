@@ -53,6 +53,9 @@ pub struct EngineConfig {
     /// Memory for I/O buffers that is registered with the kernel, bytes; 0: none. One region serves all
     /// engines of a process, and the first to open decides.
     pub io_buffer_bytes: usize,
+    /// Length to which logs of the index are made when the disk is opened, bytes; 0: none. Until the first logs are full,
+    /// flushes are cheaper for it.
+    pub ready_log_bytes: usize,
     #[cfg(test)]
     pub(crate) faults: Arc<super::faults::Faults>,
 }
@@ -69,6 +72,7 @@ impl EngineConfig {
             capacity_bytes: None,
             index_cache_bytes: DEFAULT_INDEX_CACHE_BYTES,
             io_buffer_bytes: DEFAULT_IO_BUFFER_BYTES,
+            ready_log_bytes: 0,
             #[cfg(test)]
             faults: Arc::default(),
         }

@@ -50,6 +50,7 @@ pub(crate) fn create(
         attr,
         session: session.0,
         created: true,
+        ..Default::default()
     }))
 }
 
@@ -87,7 +88,10 @@ pub(crate) fn mknod(tx: &mut Tx<'_>, cred: &Cred, req: &pb::MknodRequest) -> Res
         }
     };
     let attr = Some(tx.attr(&node)?);
-    Ok(pb::AttrReply { attr })
+    Ok(pb::AttrReply {
+        attr,
+        ..Default::default()
+    })
 }
 
 fn new_file(

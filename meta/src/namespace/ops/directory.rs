@@ -33,7 +33,10 @@ pub(crate) fn mkdir(tx: &mut Tx<'_>, cred: &Cred, req: &pb::MkdirRequest) -> Res
     // Its maker may believe that it stays empty until told otherwise.
     tx.note_names(child.id());
     let attr = Some(tx.attr(&child)?);
-    Ok(pb::AttrReply { attr })
+    Ok(pb::AttrReply {
+        attr,
+        ..Default::default()
+    })
 }
 
 pub(crate) fn rmdir(
@@ -63,5 +66,8 @@ pub(crate) fn rmdir(
     }
     tx.add_subdirs(parent, -1);
     tx.touch_dir(parent);
-    Ok(pb::UnlinkReply { attr: Some(attr) })
+    Ok(pb::UnlinkReply {
+        attr: Some(attr),
+        ..Default::default()
+    })
 }

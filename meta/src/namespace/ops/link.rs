@@ -44,7 +44,10 @@ pub(crate) fn link(tx: &mut Tx<'_>, cred: &Cred, req: &pb::LinkRequest) -> Resul
     tx.put_dentry(parent, &req.name, &inode);
     tx.touch_dir(parent);
     let attr = Some(tx.attr(&inode)?);
-    Ok(pb::AttrReply { attr })
+    Ok(pb::AttrReply {
+        attr,
+        ..Default::default()
+    })
 }
 
 pub(crate) fn symlink(
@@ -71,7 +74,10 @@ pub(crate) fn symlink(
     tx.put_dentry(parent, &req.name, &inode);
     tx.touch_dir(parent);
     let attr = Some(tx.attr(&inode)?);
-    Ok(pb::AttrReply { attr })
+    Ok(pb::AttrReply {
+        attr,
+        ..Default::default()
+    })
 }
 
 fn check_target(target: &[u8]) -> Result<()> {
@@ -114,5 +120,8 @@ pub(crate) fn unlink(
     }
     tx.touch_dir(parent);
     let attr = Some(tx.attr(&inode)?);
-    Ok(pb::UnlinkReply { attr })
+    Ok(pb::UnlinkReply {
+        attr,
+        ..Default::default()
+    })
 }

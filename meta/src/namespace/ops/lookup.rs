@@ -31,7 +31,10 @@ pub(super) fn entry(
 pub(crate) fn lookup(tx: &mut Tx<'_>, cred: &Cred, req: &pb::NameRequest) -> Result<pb::AttrReply> {
     let (_, dentry) = entry(tx, cred, req)?;
     let attr = Some(tx.attr_of(dentry)?);
-    Ok(pb::AttrReply { attr })
+    Ok(pb::AttrReply {
+        attr,
+        ..Default::default()
+    })
 }
 
 /// Many names of a directory, each as looked up and opened for reading. A file that is being truncated is
@@ -84,7 +87,10 @@ fn readable(tx: &mut Tx<'_>, who: &Who, parent: InodeId, name: &[u8]) -> Result<
 pub(crate) fn getattr(tx: &mut Tx<'_>, inode: InodeId) -> Result<pb::AttrReply> {
     let record = tx.live(inode)?;
     let attr = Some(tx.attr(&record)?);
-    Ok(pb::AttrReply { attr })
+    Ok(pb::AttrReply {
+        attr,
+        ..Default::default()
+    })
 }
 
 pub(crate) fn readlink(tx: &mut Tx<'_>, inode: InodeId) -> Result<pb::ReadlinkReply> {

@@ -56,6 +56,7 @@ pub(crate) fn open_read(
         attr,
         session: session.0,
         created: false,
+        ..Default::default()
     }))
 }
 
@@ -94,6 +95,7 @@ pub(super) fn open_file(
         attr,
         session: session.0,
         created: false,
+        ..Default::default()
     }))
 }
 

@@ -40,7 +40,10 @@ pub(crate) fn reserve(
         tx.put_marks(&file);
     }
     let attr = Some(tx.attr(&file)?);
-    Ok(pb::AttrReply { attr })
+    Ok(pb::AttrReply {
+        attr,
+        ..Default::default()
+    })
 }
 
 /// Sets, changes or clears a quota; `table` is what is in force afterwards.

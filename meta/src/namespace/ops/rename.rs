@@ -54,6 +54,7 @@ pub(crate) fn rename(
         return Ok(pb::RenameReply {
             moved: Some(attr),
             replaced: None,
+            ..Default::default()
         });
     }
 
@@ -92,6 +93,7 @@ pub(crate) fn rename(
     Ok(pb::RenameReply {
         moved,
         replaced: reply_replaced,
+        ..Default::default()
     })
 }
 

@@ -59,7 +59,10 @@ pub(crate) fn setattr(
         tx.put_inode(&inode);
     }
     let attr = Some(tx.attr(&inode)?);
-    Ok(Step::Done(pb::AttrReply { attr }))
+    Ok(Step::Done(pb::AttrReply {
+        attr,
+        ..Default::default()
+    }))
 }
 
 fn change_owner(

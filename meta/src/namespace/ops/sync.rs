@@ -94,7 +94,10 @@ pub(crate) fn sync(
         }
     }
     let attr = Some(tx.attr(&inode)?);
-    Ok(Report::Done(pb::AttrReply { attr }))
+    Ok(Report::Done(pb::AttrReply {
+        attr,
+        ..Default::default()
+    }))
 }
 
 /// Ends the records of those sessions that write.

@@ -47,7 +47,10 @@ pub(crate) fn remove(
     if !trash::catch(tx, cred, &dir, &req.name, &mut child, filled)? {
         doom(tx, &mut child, false);
     }
-    Ok(pb::UnlinkReply { attr: Some(attr) })
+    Ok(pb::UnlinkReply {
+        attr: Some(attr),
+        ..Default::default()
+    })
 }
 
 /// Leaves a directory without a name to be emptied and removed; `with_trash`: with what was removed from it before.

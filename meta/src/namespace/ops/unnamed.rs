@@ -38,6 +38,7 @@ pub(crate) fn create(
         attr,
         session: session.0,
         created: true,
+        ..Default::default()
     }))
 }
 

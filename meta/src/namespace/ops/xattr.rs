@@ -116,7 +116,10 @@ fn changed(tx: &mut Tx<'_>, mut inode: InodeRecord) -> Result<pb::AttrReply> {
     inode.ctime = tx.now;
     tx.put_inode(&inode);
     let attr = Some(tx.attr(&inode)?);
-    Ok(pb::AttrReply { attr })
+    Ok(pb::AttrReply {
+        attr,
+        ..Default::default()
+    })
 }
 
 fn find(tx: &mut Tx<'_>, inode: &InodeRecord, name: &[u8]) -> Result<Option<Xattr>> {

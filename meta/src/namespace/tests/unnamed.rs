@@ -147,7 +147,7 @@ async fn a_repeated_request_is_one_file_and_one_name() {
     let f = Fixture::new();
     let create = request(f.root(), ROOT, false);
     let first = f.ns.create_unnamed(create.clone()).await.unwrap();
-    assert_eq!(f.ns.create_unnamed(create.clone()).await, Ok(first));
+    assert_eq!(f.ns.create_unnamed(create.clone()).await, Ok(first.clone()));
     let summary = f.summary().await;
     let counts = (summary.inodes, summary.garbage, summary.sessions);
     assert_eq!(counts, (2, 1, 1));

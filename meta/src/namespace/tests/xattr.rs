@@ -331,7 +331,7 @@ async fn a_repeated_change_has_one_effect_and_one_answer() {
         ..Default::default()
     };
     let first = f.ns.set_xattr(create.clone()).await.unwrap();
-    assert_eq!(f.ns.set_xattr(create.clone()).await, Ok(first));
+    assert_eq!(f.ns.set_xattr(create.clone()).await, Ok(first.clone()));
     set(&f, f.root(), inode, "user.a", b"2").await.unwrap();
     let f = f.restart();
     assert_eq!(f.ns.set_xattr(create.clone()).await, Ok(first));
