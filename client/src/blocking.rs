@@ -126,6 +126,11 @@ impl Client {
         self.block_on(self.client.rmdir(creds, parent, name))
     }
 
+    /// As [`crate::Client::remove_tree`].
+    pub fn remove_tree(&self, creds: &Creds, parent: InodeId, name: &[u8]) -> Result<Attr> {
+        self.block_on(self.client.remove_tree(creds, parent, name))
+    }
+
     /// As [`crate::Client::rename`].
     pub fn rename(
         &self,

@@ -20,6 +20,9 @@ use crate::locks::Book;
 use crate::meta_rpc::MetaRpc;
 use crate::{Attr, ClientConfig};
 
+/// See [`crate::Client::hear_of_parents`].
+type HearOfParents = dyn Fn(&Attr) + Send + Sync;
+
 /// The shared part of a client. Background tasks hold it weakly or end with `stop`.
 pub(crate) struct Core {
     pub(crate) config: ClientConfig,
@@ -36,7 +39,7 @@ pub(crate) struct Core {
     /// Files were made here, which may not be durable yet.
     pub(crate) fresh_names: AtomicBool,
     /// Who is told of directories that were changed here.
-    pub(crate) parents: OnceLock<Box<dyn Fn(&Attr) + Send + Sync>>,
+    pub(crate) parents: OnceLock<Box<HearOfParents>>,
     /// Closes of files that were dropped without one, and ends of sessions that nobody waits for.
     pub(crate) closing: TaskTracker,
     pub(crate) runtime: Runtime,

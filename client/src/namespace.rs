@@ -159,7 +159,7 @@ impl Client {
             None => None,
         };
         let reply = rpc!(self.core.meta, creds, Changes, create, request)?;
-        self.opened(creds, reply, open)
+        self.opened(creds, &reply, open)
     }
 
     /// Opens a file.
@@ -190,13 +190,13 @@ impl Client {
             None => None,
         };
         let reply = rpc!(self.core.meta, creds, Changes, open, request)?;
-        self.opened(creds, reply, flags)
+        self.opened(creds, &reply, flags)
     }
 
     pub(crate) fn opened(
         &self,
         creds: &Creds,
-        reply: pb::OpenReply,
+        reply: &pb::OpenReply,
         flags: OpenFlags,
     ) -> Result<(Attr, File)> {
         self.core.told_parents(&reply.parents);

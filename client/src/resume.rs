@@ -92,7 +92,7 @@ impl Client {
                 }
             }
         }
-        self.opened(creds, reply, flags)
+        self.opened(creds, &reply, flags)
     }
 
     /// Leaves this client to a later process: everything that was written is stored and reported, then this process

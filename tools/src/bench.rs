@@ -209,6 +209,7 @@ mod tests {
         let small = SmallArgs {
             files: 10,
             size: 4096,
+            beside: 5,
             jobs: 3,
         };
         let pause = PauseArgs {

@@ -29,6 +29,8 @@ impl<B: Backend> Handler<B> {
 
     /// How long it holds that there is no such name, if that is known without asking anybody.
     pub(crate) fn absent_for(&self, parent: u64, name: &[u8]) -> Option<Duration> {
+        // One that is too long is refused, which is another answer.
+        check_name(name).ok()?;
         self.absent.absent_for(self.inode(parent).0, name)
     }
 

@@ -46,8 +46,8 @@ pub(super) struct Stored {
 pub(super) struct Unwritten {
     target: TargetId,
     chunk: ChunkKey,
-    /// Given up before the gate.
-    writing: Writing,
+    /// Of a version whose record may come before them; given up before the gate.
+    writing: Option<Writing>,
     gate: Gate,
     block: Arc<Block>,
     /// Where in the block, whole sectors.
@@ -100,7 +100,7 @@ impl Core {
         let bytes = bytes.map(|block| Unwritten {
             target: touch.target,
             chunk: touch.chunk,
-            writing: Writing::begin(&touch.entry),
+            writing: Some(Writing::begin(&touch.entry)),
             gate: Arc::clone(&hold.gate),
             block: Arc::clone(block),
             pieces,
@@ -189,7 +189,7 @@ impl Core {
         self.write_durably(Unwritten {
             target,
             chunk,
-            writing: Writing::begin(&hold.touch.entry),
+            writing: None,
             gate: Arc::clone(&hold.gate),
             block: Arc::clone(block),
             pieces: vec![(0, bytes)],

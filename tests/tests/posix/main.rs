@@ -4,6 +4,7 @@
 //! a mount for several users needs anyway, and take other users' places on threads of their own.
 
 mod attributes;
+mod coherence;
 mod data;
 mod locks;
 mod model;

@@ -14,6 +14,9 @@ use super::report::BenchReport;
 use super::stream::{in_parallel, random};
 use super::subject::Subject;
 
+/// Workers that make the files that are there before.
+const FILLERS: u32 = 64;
+
 /// Create, stat, open-read-close, unlink.
 pub(super) fn run(
     subject: &dyn Subject,
@@ -22,6 +25,11 @@ pub(super) fn run(
     report: &mut BenchReport,
 ) -> Result<()> {
     let data = random(args.size as usize);
+    let fill = |job: u32| {
+        let mut mine = (job..args.beside).step_by(FILLERS as usize);
+        mine.try_for_each(|file| subject.create(&format!("beside-{file}"))?.close())
+    };
+    in_parallel(FILLERS, fill)?;
     let names: Vec<_> = (0..args.files)
         .map(|file| format!("small-{file}"))
         .collect();

@@ -316,12 +316,22 @@ impl Subject for NativeSubject {
 
     fn finish(&self) {
         let empty = || -> Result<(), emberfs_proto::Error> {
-            let page = self.client.readdir(&self.creds, self.work, b"", 4096)?;
-            for entry in page.entries {
-                self.client.unlink(&self.creds, self.work, &entry.name)?;
+            let (creds, root, name) = (&self.creds, self.client.root(), work_name());
+            if creds.uid == 0 {
+                // One request, and the rest in the background.
+                self.client.remove_tree(creds, root, name.as_bytes())?;
+                return Ok(());
             }
-            self.client
-                .rmdir(&self.creds, self.client.root(), work_name().as_bytes())?;
+            loop {
+                let page = self.client.readdir(creds, self.work, b"", 4096)?;
+                if page.entries.is_empty() {
+                    break;
+                }
+                for entry in page.entries {
+                    self.client.unlink(creds, self.work, &entry.name)?;
+                }
+            }
+            self.client.rmdir(creds, root, name.as_bytes())?;
             Ok(())
         };
         if let Err(error) = empty() {

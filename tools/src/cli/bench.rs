@@ -119,6 +119,9 @@ pub(crate) struct SmallArgs {
     /// Bytes per file
     #[arg(long, default_value = "4K", value_parser = parse_bytes)]
     pub(crate) size: u64,
+    /// Make so many empty files in the same directory first, and measure beside them
+    #[arg(long, value_name = "FILES", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100_000_000))]
+    pub(crate) beside: u32,
     /// Workers at the same time
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(crate) jobs: u32,

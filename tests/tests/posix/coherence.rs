@@ -1,0 +1,103 @@
+//! What one mount knows without asking, and another one changes.
+//!
+//! A mount answers for names that cannot be there and for directories that it has just changed. Both must end as soon as the
+//! other mount has changed something there, long before what was told would expire by itself.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use emberfs_tests::{TestCluster, wait};
+
+/// Rounds, each in a new directory.
+const ROUNDS: usize = 40;
+/// Far more than telling takes, and far less than the ten seconds for which a mount would believe.
+const TOLD: Duration = Duration::from_secs(2);
+
+fn subdirectories(dir: &Path) -> Result<u64> {
+    Ok(fs::metadata(dir)?.nlink() - 2)
+}
+
+#[test]
+fn what_another_mount_makes_is_seen_where_it_was_known_to_be_absent() -> Result<()> {
+    let cluster = TestCluster::start(1, 1)?;
+    let second = cluster.mount_again("")?;
+    let (one, other) = (cluster.mount(), second.path().to_owned());
+    let mut slowest = Duration::ZERO;
+    for round in 0..ROUNDS {
+        let name = format!("d{round}");
+        let (here, there) = (one.join(&name), other.join(&name));
+        fs::create_dir(&here)?;
+        // From here on the first mount knows what is in it, and how it is.
+        fs::write(here.join("own"), "1")?;
+        fs::create_dir(here.join("sub"))?;
+        ensure!(!here.join("file").exists() && subdirectories(&here)? == 1);
+        ensure!(!here.join("dir").exists());
+
+        fs::write(there.join("file"), "another's")?;
+        fs::create_dir(there.join("dir"))?;
+        let made = Instant::now();
+        wait(TOLD, || {
+            Ok(here.join("file").exists() && subdirectories(&here)? == 2)
+        })?;
+        slowest = slowest.max(made.elapsed());
+        ensure!(fs::read(here.join("file"))? == b"another's");
+        // Whatever a mount believes: the server decides who makes a name.
+        ensure!(fs::create_dir(here.join("dir")).is_err());
+
+        fs::rename(there.join("file"), there.join("renamed"))?;
+        fs::remove_dir(there.join("sub"))?;
+        wait(TOLD, || {
+            let renamed = here.join("renamed").exists() && !here.join("file").exists();
+            Ok(renamed && subdirectories(&here)? == 1)
+        })?;
+        let names = fs::read_dir(&here)?.count();
+        ensure!(names == 3, "{names} names in round {round}");
+    }
+    println!("the slowest of {ROUNDS} was seen after {slowest:?}");
+    Ok(())
+}
+
+/// A directory's times, size of its listing and links are the same everywhere once nobody changes it.
+#[test]
+fn after_changes_by_two_mounts_at_once_both_show_the_same_directory() -> Result<()> {
+    let cluster = TestCluster::start(1, 1)?;
+    let second = cluster.mount_again("")?;
+    let (one, other) = (cluster.mount().join("d"), second.path().join("d"));
+    fs::create_dir(&one)?;
+    std::thread::scope(|scope| {
+        let work = [&one, &other].map(|dir| {
+            scope.spawn(move || -> Result<()> {
+                for n in 0..60 {
+                    let name = format!("{n}-{}", dir.display()).replace('/', "_");
+                    let path = dir.join(name);
+                    fs::create_dir(&path)?;
+                    fs::metadata(dir)?;
+                    if n % 3 == 0 {
+                        fs::remove_dir(&path)?;
+                    }
+                }
+                Ok(())
+            })
+        });
+        work.into_iter()
+            .try_for_each(|work| work.join().expect("no panic"))
+    })?;
+    let seen = |dir: &Path| -> Result<_> {
+        let meta = fs::metadata(dir)?;
+        let times = (
+            meta.mtime(),
+            meta.mtime_nsec(),
+            meta.ctime(),
+            meta.ctime_nsec(),
+        );
+        Ok((meta.nlink(), times, fs::read_dir(dir)?.count()))
+    };
+    wait(TOLD, || {
+        let (here, there) = (seen(&one)?, seen(&other)?);
+        Ok(here == there && here.0 == 82 && here.2 == 80)
+    })?;
+    Ok(())
+}
