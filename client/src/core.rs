@@ -1,7 +1,7 @@
 //! What all parts of one client share.
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ pub(crate) struct Core {
     pub(crate) inodes: Mutex<HashMap<InodeId, Weak<InodeState>>>,
     pub(crate) locks: Book,
     pub(crate) ends: Ends,
-    /// Files were made here, which may not be durable yet.
+    /// Names were changed here, which may not be durable yet.
     pub(crate) fresh_names: AtomicBool,
     /// Who is told of directories that were changed here.
     pub(crate) parents: OnceLock<Box<HearOfParents>>,
@@ -84,6 +84,11 @@ impl Core {
         }
         inodes.insert(inode, Arc::downgrade(&fresh));
         Ok(fresh)
+    }
+
+    /// The server may have answered a change of names before it was durable.
+    pub(crate) fn changed_names(&self) {
+        self.fresh_names.store(true, Ordering::Release);
     }
 
     pub(crate) fn told_parents(&self, parents: &[Attr]) {

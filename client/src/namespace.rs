@@ -256,6 +256,7 @@ impl Client {
         };
         let reply = rpc!(self.core.meta, creds, Changes, mkdir, request)?;
         self.core.told_parents(&reply.parents);
+        self.core.changed_names();
         attr_of(reply.attr)
     }
 
@@ -275,6 +276,7 @@ impl Client {
         };
         let reply = rpc!(self.core.meta, creds, Changes, symlink, request)?;
         self.core.told_parents(&reply.parents);
+        self.core.changed_names();
         attr_of(reply.attr)
     }
 
@@ -313,6 +315,7 @@ impl Client {
         };
         let reply = rpc!(self.core.meta, creds, Changes, mknod, request)?;
         self.core.told_parents(&reply.parents);
+        self.core.changed_names();
         attr_of(reply.attr)
     }
 
@@ -341,6 +344,7 @@ impl Client {
         let request = name_request(parent, name);
         let reply = rpc!(self.core.meta, creds, Changes, unlink, request)?;
         self.core.told_parents(&reply.parents);
+        self.core.changed_names();
         self.seen(reply.attr)
     }
 
@@ -349,6 +353,7 @@ impl Client {
         let request = name_request(parent, name);
         let reply = rpc!(self.core.meta, creds, Changes, rmdir, request)?;
         self.core.told_parents(&reply.parents);
+        self.core.changed_names();
         attr_of(reply.attr)
     }
 

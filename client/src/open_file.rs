@@ -87,7 +87,7 @@ impl File {
     /// It was made by this open.
     pub(crate) fn mark_fresh(&self) {
         self.inner.handle.fresh.store(true, Ordering::Release);
-        self.inner.core.fresh_names.store(true, Ordering::Release);
+        self.inner.core.changed_names();
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {

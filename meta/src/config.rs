@@ -48,6 +48,21 @@ pub struct MetaConfig {
     pub gc_interval_ms: u64,
     /// How long requests in progress may take when the server stops, milliseconds.
     pub stop_grace_ms: u64,
+    /// When making and removing names is answered: `"soon"`, as on a local disk, before it is on the metadata server's disk, where it
+    /// is after some milliseconds, and for certain when `fsync` of the file or its directory or `close` returns; or
+    /// `"durable"`, after that.
+    pub answer_names: Answer,
+}
+
+/// See [`MetaConfig::answer_names`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Answer {
+    /// Before it is durable.
+    #[default]
+    Soon,
+    /// When it is.
+    Durable,
 }
 
 impl Default for MetaConfig {
@@ -67,6 +82,7 @@ impl Default for MetaConfig {
             stripe_width: DEFAULT_STRIPE_WIDTH,
             gc_interval_ms: 1000,
             stop_grace_ms: 5000,
+            answer_names: Answer::default(),
         }
     }
 }

@@ -42,7 +42,7 @@ use self::core::{Answers, Core, LayoutDefaults, Operation, Step, Who};
 use self::ops::sync::{Report, Settled};
 use self::records::ClientRecord;
 use crate::chunks::ChunkStore;
-use crate::config::MetaConfig;
+use crate::config::{Answer, MetaConfig};
 use crate::interests::Watch;
 use crate::kv::{CommitVersion, Engine};
 use crate::sessions::{Held, Sessions, superseded};
@@ -62,6 +62,7 @@ pub(crate) struct Namespace {
     trims: trim::Turns,
     permits: Semaphore,
     started: Instant,
+    answers: Answer,
 }
 
 impl Namespace {
@@ -88,6 +89,7 @@ impl Namespace {
             trims: trim::Turns::default(),
             permits: Semaphore::new(TRANSACTIONS),
             started: Instant::now(),
+            answers: config.answer_names,
         }))
     }
 
@@ -179,7 +181,15 @@ impl Namespace {
             let (Step::Done(reply), version) = done? else {
                 unreachable!("the step above is always done");
             };
-            self.durable(version).await?;
+            let soon = matches!(
+                operation,
+                Operation::Mkdir
+                    | Operation::Symlink
+                    | Operation::Mknod
+                    | Operation::Unlink
+                    | Operation::Rmdir
+            );
+            self.settle(version, soon).await?;
             return Ok(reply);
         }
         self.blocking(move |core| core.mutate(&who, operation, |tx| body(tx, &who)))
@@ -196,11 +206,11 @@ impl Namespace {
         Ok(told.await.map_err(stopping)??)
     }
 
-    /// Whether an answer may come before what it says is durable. `soon`: it becomes so now, and whoever asks for more waits for
-    /// that anyway.
+    /// Before an answer. `soon`: it is one that may come before what it says is durable, unless the administrator wants it
+    /// otherwise. Then it is durable with the next flush, some milliseconds later, and whoever asks for more
+    /// ([`pb::SyncRequest`]) waits for that.
     async fn settle(&self, version: CommitVersion, soon: bool) -> Result<()> {
-        if soon {
-            self.core.engine.when_durable(version, Box::new(|_| ()));
+        if soon && self.answers == Answer::Soon {
             return Ok(());
         }
         self.durable(version).await

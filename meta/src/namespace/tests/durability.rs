@@ -1,7 +1,14 @@
 use super::fixture::*;
-use crate::kv::{Engine, KvError, RocksEngine};
+use crate::config::{Answer, MetaConfig};
+use crate::kv::{
+    CommitVersion, Engine, KvError, MemoryEngine, RocksEngine, TellDurable, Transaction,
+};
 use crate::namespace::keys;
 use emberfs_proto::ids::InodeId;
+use emberfs_proto::pb;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use std::sync::Arc;
 
 #[tokio::test]
@@ -62,4 +69,87 @@ async fn what_is_only_on_disk_is_found_as_what_is_in_memory() {
     assert_eq!(found.inode, files[100].inode);
     assert!(engine.begin_cached().get(&key).unwrap().is_some());
     assert_eq!(f.lookup(ROOT, &name(100)).await.unwrap(), found);
+}
+
+/// A store whose disk answers when the test says so.
+struct Lagging {
+    inner: MemoryEngine,
+    waiting: Mutex<Vec<TellDurable>>,
+}
+
+impl Lagging {
+    fn flush(&self) {
+        for tell in std::mem::take(&mut *self.waiting.lock()) {
+            tell(Ok(()));
+        }
+    }
+}
+
+impl Engine for Lagging {
+    fn begin(&self) -> Box<dyn Transaction> {
+        self.inner.begin()
+    }
+
+    fn when_durable(&self, _: CommitVersion, tell: TellDurable) {
+        self.waiting.lock().push(tell);
+    }
+
+    fn name(&self) -> &'static str {
+        "lagging"
+    }
+}
+
+/// Which of these are answered while the disk does not.
+async fn answered(answer_names: Answer) -> Vec<&'static str> {
+    let engine = Arc::new(Lagging {
+        inner: MemoryEngine::new(),
+        waiting: Mutex::default(),
+    });
+    let config = MetaConfig {
+        answer_names,
+        ..config()
+    };
+    let f = Fixture::configured(&config, engine.clone(), Arc::default());
+    let mut early = Vec::new();
+    let mut run = |what, mut work: BoxFuture<'_, ()>| {
+        if (&mut work).now_or_never().is_some() {
+            early.push(what);
+        } else {
+            engine.flush();
+            work.now_or_never().expect("the disk has answered");
+        }
+    };
+    let sync = |inode, session| pb::SyncRequest {
+        caller: f.root(),
+        inode,
+        session,
+        ..pb::SyncRequest::default()
+    };
+    run("mkdir", f.mkdir(ROOT, "d").map(drop).boxed());
+    let dir = f.lookup(ROOT, "d").await.unwrap().inode;
+    run(
+        "fsync of the directory",
+        f.ns.sync(sync(dir, 0)).map(drop).boxed(),
+    );
+    let made = Arc::new(Mutex::new(None));
+    let create = async {
+        *made.lock() = Some(f.create(f.root(), dir, "f", 0o644).await.unwrap());
+    };
+    run("create", create.boxed());
+    let (inode, session) = {
+        let made = made.lock();
+        let reply = made.as_ref().unwrap();
+        (reply.attr.unwrap().inode, reply.session)
+    };
+    run("fsync", f.ns.sync(sync(inode, session)).map(drop).boxed());
+    run("rename", f.rename(dir, "f", dir, "g").map(drop).boxed());
+    run("close", f.ns.close(sync(inode, session)).map(drop).boxed());
+    run("unlink", f.unlink(dir, "g").map(drop).boxed());
+    early
+}
+
+#[tokio::test]
+async fn names_are_made_and_removed_soon_and_all_else_is_durable_when_it_is_answered() {
+    assert_eq!(answered(Answer::Soon).await, ["mkdir", "create", "unlink"]);
+    assert_eq!(answered(Answer::Durable).await, [""; 0]);
 }
