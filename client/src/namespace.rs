@@ -138,8 +138,19 @@ impl Client {
             write: flags.write,
             ..OpenFlags::default()
         };
-        let existing = if flags.truncate && !flags.exclusive && !self.core.inodes.lock().is_empty()
-        {
+        let ordered = flags.truncate && !flags.exclusive && !self.core.inodes.lock().is_empty();
+        if ordered {
+            // Most often there is no such file, and then nothing to be ordered.
+            let exclusive = pb::CreateRequest {
+                exclusive: true,
+                ..request.clone()
+            };
+            match rpc!(self.core.meta, creds, Changes, create, exclusive) {
+                Err(error) if error.code == ErrorCode::Exists => {}
+                made => return self.opened(creds, &made?, open),
+            }
+        }
+        let existing = if ordered {
             // Perhaps a file that this client writes to: those writes come before the truncate.
             match self.lookup(creds, parent, name).await {
                 Ok(attr) => Some(InodeId(attr.inode)),

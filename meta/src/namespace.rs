@@ -248,8 +248,9 @@ impl Namespace {
             let step = if let Some(done) = hurried {
                 let (step, version) = done?;
                 keep(&step, held);
-                if matches!(step, Step::Done(_)) {
-                    self.settle(version, opens && !truncates).await?;
+                if let Step::Done(reply) = &step {
+                    let soon = opens && (!truncates || reply.is_new());
+                    self.settle(version, soon).await?;
                 }
                 step
             } else {
@@ -266,7 +267,10 @@ impl Namespace {
             match step {
                 Step::Blocked(inode) => self.finish_trim(inode).await?,
                 Step::Done(reply) => {
-                    if truncates && let Some(inode) = about(&reply).0 {
+                    if truncates
+                        && !reply.is_new()
+                        && let Some(inode) = about(&reply).0
+                    {
                         self.finish_trim(inode).await?;
                     }
                     return Ok(reply);

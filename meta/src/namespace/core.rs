@@ -108,6 +108,10 @@ pub(crate) enum Operation {
 pub(crate) trait Answers {
     /// Adds the directories whose entries were changed.
     fn tell(&mut self, _parents: Vec<pb::Attr>) {}
+    /// Whether it is of a file that was not there before.
+    fn is_new(&self) -> bool {
+        false
+    }
 }
 
 macro_rules! tells_parents {
@@ -120,7 +124,17 @@ macro_rules! tells_parents {
     };
 }
 
-tells_parents!(AttrReply OpenReply UnlinkReply RenameReply);
+tells_parents!(AttrReply UnlinkReply RenameReply);
+
+impl Answers for pb::OpenReply {
+    fn tell(&mut self, parents: Vec<pb::Attr>) {
+        self.parents = parents;
+    }
+    fn is_new(&self) -> bool {
+        self.created
+    }
+}
+
 impl Answers for pb::TrashPolicy {}
 impl Answers for pb::RestoreTrashReply {}
 impl Answers for pb::PurgeTrashReply {}
