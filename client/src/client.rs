@@ -1,6 +1,5 @@
 //! A connected client.
 
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use crate::ends::Ends;
 use crate::locks::Book;
 use crate::map_watch::MapWatch;
 use crate::meta_rpc::{Effect, MetaRpc, attr_of};
+use crate::name_changes::NameChanges;
 use crate::stats::Stats;
 use crate::{ClientConfig, Creds, Identity, background};
 
@@ -66,7 +66,7 @@ impl Client {
             inodes: parking_lot::Mutex::default(),
             locks: Book::new(identity),
             ends: Ends::default(),
-            fresh_names: AtomicBool::new(false),
+            names: NameChanges::default(),
             parents: OnceLock::new(),
             closing: TaskTracker::new(),
             runtime: tokio::runtime::Handle::current(),

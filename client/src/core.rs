@@ -1,7 +1,6 @@
 //! What all parts of one client share.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -18,6 +17,7 @@ use crate::ends::Ends;
 use crate::inode_state::InodeState;
 use crate::locks::Book;
 use crate::meta_rpc::MetaRpc;
+use crate::name_changes::NameChanges;
 use crate::{Attr, ClientConfig};
 
 /// See [`crate::Client::hear_of_parents`].
@@ -36,8 +36,7 @@ pub(crate) struct Core {
     pub(crate) inodes: Mutex<HashMap<InodeId, Weak<InodeState>>>,
     pub(crate) locks: Book,
     pub(crate) ends: Ends,
-    /// Names were changed here, which may not be durable yet.
-    pub(crate) fresh_names: AtomicBool,
+    pub(crate) names: NameChanges,
     /// Who is told of directories that were changed here.
     pub(crate) parents: OnceLock<Box<HearOfParents>>,
     /// Closes of files that were dropped without one, and ends of sessions that nobody waits for.
@@ -88,7 +87,7 @@ impl Core {
 
     /// The server may have answered a change of names before it was durable.
     pub(crate) fn changed_names(&self) {
-        self.fresh_names.store(true, Ordering::Release);
+        self.names.made();
     }
 
     pub(crate) fn told_parents(&self, parents: &[Attr]) {

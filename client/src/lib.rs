@@ -59,6 +59,7 @@ mod length;
 mod locks;
 mod map_watch;
 mod meta_rpc;
+mod name_changes;
 mod namespace;
 mod numbers;
 mod open_file;

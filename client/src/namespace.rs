@@ -1,7 +1,5 @@
 //! The namespace verbs.
 
-use std::sync::atomic::Ordering;
-
 use bytes::Bytes;
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::{ErrorCode, Result, pb};
@@ -221,21 +219,19 @@ impl Client {
         Ok((attr, file))
     }
 
-    /// Waits until the names that this client has changed in a directory survive a loss of power, as fsync(2) of it does. All
-    /// but those of new files do already when their change is answered.
+    /// Waits until the names that this client has changed in a directory survive a loss of power, as fsync(2) of it does. What
+    /// makes and removes names may be answered before that; all else is not.
     pub async fn sync_directory(&self, creds: &Creds, directory: InodeId) -> Result<()> {
-        if !self.core.fresh_names.swap(false, Ordering::AcqRel) {
+        let Some(made) = self.core.names.open() else {
             return Ok(());
-        }
+        };
         let request = pb::SyncRequest {
             inode: directory.0,
             ..pb::SyncRequest::default()
         };
-        let synced = rpc!(self.core.meta, creds, Own, sync, request).map(drop);
-        if synced.is_err() {
-            self.core.fresh_names.store(true, Ordering::Release);
-        }
-        synced
+        rpc!(self.core.meta, creds, Own, sync, request)?;
+        self.core.names.durable(made);
+        Ok(())
     }
 
     /// Creates a directory. `mode`: umask already applied.
