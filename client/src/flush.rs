@@ -125,7 +125,7 @@ impl Core {
     pub(crate) async fn report(&self, state: &InodeState, handle: &Handle) -> Result<Option<Attr>> {
         let _turn = state.reporting.lock().await;
         let report = state.length.lock().take_report();
-        if report.is_none() && !handle.fresh.load(Ordering::Acquire) {
+        if report.is_none() && !state.fresh.load(Ordering::Acquire) {
             return Ok(None);
         }
         let result = self.send_report(state, handle, report, false).await;
@@ -148,7 +148,7 @@ impl Core {
         } else {
             None
         };
-        if report.is_none() && !handle.fresh.load(Ordering::Acquire) {
+        if report.is_none() && !state.fresh.load(Ordering::Acquire) {
             self.end_soon(state.inode, handle.session.load(Ordering::Acquire));
             return Ok(());
         }
@@ -207,7 +207,7 @@ impl Core {
         };
         let attr = attr_of(reply?.attr)?;
         // Answers to these come when all before them is durable.
-        handle.fresh.store(false, Ordering::Release);
+        state.fresh.store(false, Ordering::Release);
         Ok(attr)
     }
 

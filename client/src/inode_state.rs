@@ -30,8 +30,6 @@ pub(crate) struct Handle {
     pub(crate) write: bool,
     pub(crate) creds: Creds,
     pub(crate) closed: AtomicBool,
-    /// It made the file, which the server has answered before it was durable, and has not heard since that it is.
-    pub(crate) fresh: AtomicBool,
 }
 
 /// State of one open file.
@@ -53,6 +51,8 @@ pub(crate) struct InodeState {
     pub(crate) reserving: tokio::sync::Mutex<()>,
     /// One report of the length at a time.
     pub(crate) reporting: tokio::sync::Mutex<()>,
+    /// The file was made here, which the server has answered before it was durable, and has not said since that it is.
+    pub(crate) fresh: AtomicBool,
     handles: Mutex<Vec<Weak<Handle>>>,
     /// Contents as of the last open, to notice that someone else wrote since.
     seen: Mutex<(u64, Option<pb::Time>)>,
@@ -86,6 +86,7 @@ impl InodeState {
             appending: tokio::sync::Mutex::default(),
             reserving: tokio::sync::Mutex::default(),
             reporting: tokio::sync::Mutex::default(),
+            fresh: AtomicBool::new(false),
             handles: Mutex::default(),
             seen: Mutex::new((attr.size, attr.mtime)),
         })

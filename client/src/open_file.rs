@@ -69,7 +69,6 @@ impl File {
             write: flags.write,
             creds: creds.clone(),
             closed: AtomicBool::new(false),
-            fresh: AtomicBool::new(false),
         });
         state.attach(&handle);
         let seen = AtomicU64::new(state.buffers.lock().failures().0);
@@ -86,7 +85,7 @@ impl File {
 
     /// It was made by this open.
     pub(crate) fn mark_fresh(&self) {
-        self.inner.handle.fresh.store(true, Ordering::Release);
+        self.inner.state.fresh.store(true, Ordering::Release);
         self.inner.core.changed_names();
     }
 
@@ -209,7 +208,7 @@ impl File {
         self.open()?;
         core.settle(state, Why::Flush).await;
         // What did reach the chains is reported even if something else did not.
-        let reporter = if handle.write {
+        let reporter = if handle.write || state.fresh.load(Ordering::Acquire) {
             Some(handle.clone())
         } else {
             state.writer()

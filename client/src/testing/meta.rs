@@ -155,7 +155,15 @@ impl FakeMeta {
     }
 
     pub(crate) async fn revive(&self) {
-        let listener = TcpListener::bind(&self.addr).await.unwrap();
+        // A connection of another test may have drawn the port meanwhile.
+        let mut tries = 0;
+        let listener = loop {
+            match TcpListener::bind(&self.addr).await {
+                Err(_) if tries < 200 => tries += 1,
+                bound => break bound.unwrap(),
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        };
         self.serve(listener);
     }
 
