@@ -10,7 +10,7 @@
 //!   refuse its predecessor from then on, whose last writes may still be on their way.
 //! - What only the worker knows is in files without names that the keeper holds as well ([`Ledger`]): open files and
 //!   directories, the numbers of changes that were asked for and not answered, so that they are made once, and
-//!   the bytes of writes that were answered and are not stored ([`arena`]).
+//!   the bytes of writes that were answered and are not stored, and where appends went that were not answered ([`arena`]).
 //!
 //! What the kernel believes of names and attributes goes on to hold for its term; names are asked for again where the
 //! kernel can be told so (Linux 6.16).
@@ -23,7 +23,9 @@ pub(crate) mod nudge;
 mod table;
 mod worker;
 
+pub(crate) use arena::Kept;
 pub use keeper::{Keeper, Replace};
+
 pub(crate) use ledger::{DirRecord, Found, Ledger, OpenRecord};
 pub(crate) use table::Place;
 pub use worker::work;

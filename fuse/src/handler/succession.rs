@@ -16,7 +16,7 @@ use super::dirs::DirHandle;
 use super::io::{FileHandle, Opened, Written, open_flags};
 use super::{Handler, bad_handle};
 use crate::backend::{Backend, OpenFile};
-use crate::takeover::{DirRecord, Found, OpenRecord, Place};
+use crate::takeover::{DirRecord, Found, Kept, OpenRecord, Place};
 
 /// Files opened again at a time.
 const REOPENS: usize = 64;
@@ -97,12 +97,16 @@ impl<B: Backend> Handler<B> {
         data: Bytes,
         (kill_ids, append): (bool, bool),
     ) -> Result<Written> {
-        let earlier = asked.again && append;
-        let earlier = earlier.then(|| self.ledger.as_ref()?.written_earlier(asked.number));
-        let Some(at) = earlier.flatten() else {
+        let kept = match &self.ledger {
+            Some(ledger) if asked.again && append => ledger.written_earlier(asked.number),
+            _ => Vec::new(),
+        };
+        let Some(at) = kept.first().map(Kept::offset) else {
             return self.write(handle, offset, data, (kill_ids, append)).await;
         };
         self.write(handle, at, data, (kill_ids, false)).await?;
+        // It is noted anew.
+        drop(kept);
         Ok(Written {
             attr_stale: true,
             pages_stale: true,

@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -7,7 +8,8 @@ use emberfs_proto::ErrorCode;
 use emberfs_proto::ids::InodeId;
 use libc::{O_CREAT, O_DSYNC, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY};
 
-use super::{Handler, ROOT_NODE};
+use super::{Asked, Handler, ROOT_NODE};
+use crate::takeover::Ledger;
 use crate::testing::Memory;
 
 fn handler() -> (Handler<Memory>, Memory, Creds) {
@@ -272,4 +274,39 @@ async fn the_end_closes_what_the_kernel_left_open() {
     handler.finish().await;
     assert_eq!(memory.open_files.load(Ordering::Relaxed), 0);
     assert!(memory.shut_down.load(Ordering::Relaxed));
+}
+
+#[tokio::test]
+async fn an_append_is_made_once_though_its_successor_dies_between_storing_and_answering() {
+    let memory = Memory::new();
+    let files = Ledger::create().unwrap();
+    let begin = || {
+        let twins = files.each_ref().map(|file| file.try_clone().unwrap());
+        let (ledger, found) = Ledger::open(twins).unwrap();
+        let handler = Handler::new(memory.clone(), InodeId::ROOT, false);
+        (handler.with_ledger(Arc::new(ledger)), found)
+    };
+    let asked = |number, again| Asked { number, again };
+    let append = (false, true);
+
+    let (first, found) = begin();
+    first.resume(found, true).await.unwrap();
+    let me = Creds::default();
+    let made = first.create(&me, ROOT_NODE, b"log", MODE, O_CREAT | O_RDWR);
+    let (_, open) = first.create_once(asked(2, false), made).await.unwrap();
+    let data = first.keep_bytes(4, &DATA);
+    let written = first.write_once(asked(4, false), open.handle, 0, data.clone(), append);
+    written.await.unwrap();
+    // It dies before it answers, and the next one when it has stored what the first one left.
+    std::mem::forget((first, data));
+    let (second, found) = begin();
+    second.resume(found, true).await.unwrap();
+    std::mem::forget(second);
+
+    let (third, found) = begin();
+    third.resume(found, true).await.unwrap();
+    let data = third.keep_bytes(4, &DATA);
+    let written = third.write_once(asked(4, true), open.handle, 0, data, append);
+    written.await.unwrap();
+    assert_eq!(third.read(open.handle, 0, 100).await.unwrap(), DATA);
 }

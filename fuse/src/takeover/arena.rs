@@ -3,7 +3,9 @@
 //! A write of the kernel's is copied out of the device's message anyway; here the copy goes to a *slot* of an anonymous
 //! file that the keeper holds as well. The slot is free again when the last reference to its bytes is dropped, which
 //! the client does when the chains have acknowledged them. What [`Arena::open`] finds noted is therefore what
-//! was answered and may not be stored. Slots come in three sizes, because writes do; the file is as large as all
+//! was answered and may not be stored. A successor stores that; until it has seen every request again that was not
+//! answered, it keeps where those bytes went ([`Kept`]), because it may die too, and an append must not go to two places.
+//! Slots come in three sizes, because writes do; the file is as large as all
 //! of them together, but takes memory only for slots that were used, and never more than the client may buffer.
 
 use std::fs::File;
@@ -11,7 +13,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -38,14 +40,14 @@ struct Header {
     inode: AtomicU64,
     offset: AtomicU64,
     len: AtomicU64,
+    /// Equal to `unique`: a successor keeps where this request wrote, whether its bytes are stored by now or not.
+    placed: AtomicU64,
 }
 
 /// A write that an earlier process left.
 #[derive(Debug)]
 pub(crate) struct Left {
     sequence: u64,
-    /// The kernel's number for the request.
-    pub(crate) unique: u64,
     pub(crate) inode: u64,
     pub(crate) offset: u64,
     pub(crate) data: Bytes,
@@ -57,6 +59,8 @@ pub(crate) struct Arena {
     /// What is dropped now is dropped because the process ends: it stays for the next one.
     frozen: AtomicBool,
     sequence: AtomicU64,
+    /// Who refers to each slot: its bytes, and what is kept of an earlier process.
+    users: Box<[AtomicU8]>,
     /// Of each class; last in, first out, so that few slots take memory.
     free: [Mutex<Vec<u32>>; 3],
 }
@@ -84,7 +88,38 @@ impl Drop for Slot {
         }
         let header = self.arena.header(self.class, self.index);
         header.sequence.store(0, Ordering::Release);
-        self.arena.free[self.class].lock().push(self.index);
+        self.arena.leave(self.class, self.index);
+    }
+}
+
+/// Where an earlier process wrote for a request that it may not have answered. Successors find it until this is dropped.
+pub(crate) struct Kept {
+    arena: Arc<Arena>,
+    class: usize,
+    index: u32,
+}
+
+impl Kept {
+    /// The kernel's number for the request.
+    pub(crate) fn unique(&self) -> u64 {
+        self.header().unique.load(Ordering::Relaxed)
+    }
+
+    /// Where in the file its bytes went.
+    pub(crate) fn offset(&self) -> u64 {
+        self.header().offset.load(Ordering::Relaxed)
+    }
+
+    fn header(&self) -> &Header {
+        self.arena.header(self.class, self.index)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if !self.arena.frozen.load(Ordering::Acquire) {
+            self.arena.leave(self.class, self.index);
+        }
     }
 }
 
@@ -96,9 +131,9 @@ impl Arena {
         Ok(fd)
     }
 
-    /// Takes the memory over from the process that used it last; also what that one left, in the order of its writes. It is
-    /// frozen at first.
-    pub(crate) fn open(fd: &OwnedFd) -> io::Result<(Arc<Self>, Vec<Left>)> {
+    /// Takes the memory over from the process that used it last; also what that one left, in the order of its writes, and
+    /// where requests wrote that were not answered (and others). It is frozen at first.
+    pub(crate) fn open(fd: &OwnedFd) -> io::Result<(Arc<Self>, Vec<Left>, Vec<Kept>)> {
         if File::from(fd.try_clone()?).metadata()?.len() != LENGTH as u64 {
             let what =
                 "the memory of buffered writes is laid out differently: another version made it";
@@ -108,36 +143,49 @@ impl Arena {
             map: Map::new(fd, LENGTH)?,
             frozen: AtomicBool::new(true),
             sequence: AtomicU64::new(0),
+            users: (0..SLOTS).map(|_| AtomicU8::new(0)).collect(),
             free: std::array::from_fn(|_| Mutex::default()),
         });
-        let mut left = Vec::new();
+        let (mut left, mut kept) = (Vec::new(), Vec::new());
         for (class, &(capacity, count)) in CLASSES.iter().enumerate() {
             for index in (0..count as u32).rev() {
                 let header = arena.header(class, index);
                 let sequence = header.sequence.load(Ordering::Acquire);
                 let len = header.len.load(Ordering::Relaxed) as usize;
-                if sequence == 0 || len > capacity {
+                let unique = header.unique.load(Ordering::Relaxed);
+                let placed = unique != 0 && header.placed.load(Ordering::Relaxed) == unique;
+                let unstored = sequence != 0 && len <= capacity;
+                if !unstored && !placed {
                     arena.free[class].lock().push(index);
                     continue;
                 }
-                left.push(Left {
-                    sequence,
-                    unique: header.unique.load(Ordering::Relaxed),
-                    inode: header.inode.load(Ordering::Relaxed),
-                    offset: header.offset.load(Ordering::Relaxed),
-                    data: Bytes::from_owner(Slot {
-                        arena: arena.clone(),
-                        class,
-                        index,
-                        len,
-                    }),
+                header.placed.store(unique, Ordering::Relaxed);
+                arena.users_of(class, index).store(1, Ordering::Relaxed);
+                kept.push(Kept {
+                    arena: arena.clone(),
+                    class,
+                    index,
                 });
+                if unstored {
+                    arena.users_of(class, index).store(2, Ordering::Relaxed);
+                    left.push(Left {
+                        sequence,
+                        inode: header.inode.load(Ordering::Relaxed),
+                        offset: header.offset.load(Ordering::Relaxed),
+                        data: Bytes::from_owner(Slot {
+                            arena: arena.clone(),
+                            class,
+                            index,
+                            len,
+                        }),
+                    });
+                }
             }
         }
         left.sort_by_key(|write| write.sequence);
         let last = left.last().map_or(0, |write| write.sequence);
         arena.sequence.store(last, Ordering::Relaxed);
-        Ok((arena, left))
+        Ok((arena, left, kept))
     }
 
     /// While it is frozen, what is dropped stays for a successor of this process.
@@ -154,6 +202,7 @@ impl Arena {
         let header = self.header(class, index);
         header.unique.store(unique, Ordering::Relaxed);
         header.len.store(data.len() as u64, Ordering::Relaxed);
+        self.users_of(class, index).store(1, Ordering::Relaxed);
         Some(Bytes::from_owner(Slot {
             arena: self.clone(),
             class,
@@ -188,10 +237,27 @@ impl Arena {
         None
     }
 
-    fn header(&self, class: usize, index: u32) -> &Header {
-        let before: usize = CLASSES[..class].iter().map(|&(_, count)| count).sum();
-        self.map.header(before + index as usize)
+    /// One user of a slot less; after the last it is free.
+    fn leave(&self, class: usize, index: u32) {
+        if self.users_of(class, index).fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.header(class, index).placed.store(0, Ordering::Relaxed);
+            self.free[class].lock().push(index);
+        }
     }
+
+    fn users_of(&self, class: usize, index: u32) -> &AtomicU8 {
+        &self.users[number(class, index)]
+    }
+
+    fn header(&self, class: usize, index: u32) -> &Header {
+        self.map.header(number(class, index))
+    }
+}
+
+/// Which of all slots it is.
+fn number(class: usize, index: u32) -> usize {
+    let before: usize = CLASSES[..class].iter().map(|&(_, count)| count).sum();
+    before + index as usize
 }
 
 /// Where a slot begins.
@@ -268,15 +334,24 @@ impl Drop for Map {
 mod tests {
     use super::*;
 
-    fn content(left: &[Left]) -> Vec<(u64, u64, u64, usize)> {
-        let content = |write: &Left| (write.unique, write.inode, write.offset, write.data.len());
+    fn content(left: &[Left]) -> Vec<(u64, u64, usize)> {
+        let content = |write: &Left| (write.inode, write.offset, write.data.len());
         left.iter().map(content).collect()
+    }
+
+    fn places(kept: &[Kept]) -> Vec<(u64, u64)> {
+        let mut places: Vec<_> = kept
+            .iter()
+            .map(|kept| (kept.unique(), kept.offset()))
+            .collect();
+        places.sort_unstable();
+        places
     }
 
     #[test]
     fn what_is_noted_and_not_dropped_is_left_in_order() {
         let fd = Arena::create().unwrap();
-        let (arena, left) = Arena::open(&fd).unwrap();
+        let (arena, left, _) = Arena::open(&fd).unwrap();
         arena.freeze(false);
         assert!(left.is_empty());
         let small = arena.keep(2, &[1; 100]).unwrap();
@@ -290,28 +365,60 @@ mod tests {
         let part = small.slice(10..20);
         drop((small, stored));
         // The process is gone, and nothing of it was dropped.
-        let (second, left) = Arena::open(&fd).unwrap();
-        assert_eq!(content(&left), [(4, 7, 1 << 40, 1 << 20), (2, 7, 50, 100)]);
+        let (second, left, kept) = Arena::open(&fd).unwrap();
+        assert_eq!(content(&left), [(7, 1 << 40, 1 << 20), (7, 50, 100)]);
+        assert_eq!(places(&kept), [(2, 50), (4, 1 << 40)]);
         assert!(left[0].data.iter().all(|&byte| byte == 2));
         assert!(left[1].data.iter().all(|&byte| byte == 1));
         // A successor that fails before it begins leaves everything as it found it.
-        drop((second, left));
-        let (second, left) = Arena::open(&fd).unwrap();
+        drop((second, left, kept));
+        let (second, left, kept) = Arena::open(&fd).unwrap();
         assert_eq!(left.len(), 2);
         second.freeze(false);
-        drop(left);
+        drop((left, kept));
         // Its successor numbers its own writes behind them.
         let next = second.keep(10, &[5; 10]).unwrap();
         assert!(second.note(&next, 1, 0));
-        let (_, left) = Arena::open(&fd).unwrap();
-        assert_eq!(content(&left), [(10, 1, 0, 10)]);
+        let (_, left, _) = Arena::open(&fd).unwrap();
+        assert_eq!(content(&left), [(1, 0, 10)]);
         drop((part, begun, large));
+    }
+
+    #[test]
+    fn where_bytes_went_is_kept_after_they_are_stored_until_it_is_dropped() {
+        let fd = Arena::create().unwrap();
+        let (first, ..) = Arena::open(&fd).unwrap();
+        first.freeze(false);
+        let begun = first.keep(2, &[1; 100]).unwrap();
+        assert!(first.note(&begun, 7, 50));
+        // A successor stores the bytes and dies before it sees the request again; so does the next.
+        let (second, left, kept) = Arena::open(&fd).unwrap();
+        second.freeze(false);
+        drop(left);
+        std::mem::forget(kept);
+        let (third, left, kept) = Arena::open(&fd).unwrap();
+        assert!(left.is_empty(), "stored bytes are not written again");
+        assert_eq!(places(&kept), [(2, 50)]);
+        std::mem::forget(kept);
+        drop(third);
+        let (fourth, _, kept) = Arena::open(&fd).unwrap();
+        assert_eq!(places(&kept), [(2, 50)]);
+        fourth.freeze(false);
+        let slots = |arena: &Arena| arena.free[0].lock().len();
+        assert_eq!(slots(&fourth), CLASSES[0].1 - 1);
+        drop(kept);
+        assert_eq!(slots(&fourth), CLASSES[0].1);
+        // Its slot may be used again, also while nothing is known of where its bytes go.
+        std::mem::forget(fourth.keep(4, &[2; 10]).unwrap());
+        let (_, left, kept) = Arena::open(&fd).unwrap();
+        assert!(left.is_empty() && kept.is_empty());
+        std::mem::forget(begun);
     }
 
     #[test]
     fn a_full_arena_gives_nothing_and_other_bytes_are_not_its_own() {
         let fd = Arena::create().unwrap();
-        let (arena, _) = Arena::open(&fd).unwrap();
+        let (arena, ..) = Arena::open(&fd).unwrap();
         arena.freeze(false);
         let (capacity, count) = CLASSES[2];
         let large = vec![7; capacity];

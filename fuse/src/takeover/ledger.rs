@@ -13,7 +13,7 @@ use emberfs_client::{Creds, RequestLog};
 use parking_lot::Mutex;
 use prost::Message;
 
-use super::arena::{Arena, Left};
+use super::arena::{Arena, Kept, Left};
 use super::table::{Place, Record, Table};
 
 /// Files that are in use for one ledger.
@@ -132,8 +132,8 @@ struct Earlier {
     changes: HashMap<u64, (Place, ChangeRecord)>,
     /// Handles of files and directories.
     opened: HashMap<u64, u64>,
-    /// Where writes went.
-    written: HashMap<u64, u64>,
+    /// Where writes went: of one request, all to the same place.
+    written: HashMap<u64, Vec<Kept>>,
 }
 
 /// What an earlier process left.
@@ -156,7 +156,7 @@ impl Ledger {
     pub(crate) fn open(
         [opens, dirs, changes, arena]: [OwnedFd; FILES],
     ) -> io::Result<(Self, Found)> {
-        let (arena, writes) = Arena::open(&arena)?;
+        let (arena, writes, kept) = Arena::open(&arena)?;
         let (opens, found_opens) = Table::open(opens, MAX_OPENS)?;
         let (dirs, found_dirs) = Table::open(dirs, MAX_DIRS)?;
         let (changes, found_changes) = Table::open(changes, MAX_CHANGES)?;
@@ -165,16 +165,17 @@ impl Ledger {
         let changes_of = decoded::<ChangeRecord>(&changes, found_changes);
         let opened = opens_of.iter().map(|(_, open)| (open.unique, open.handle));
         let opened = opened.chain(dirs_of.iter().map(|(_, dir)| (dir.unique, dir.handle)));
+        let mut written = HashMap::<u64, Vec<Kept>>::new();
+        for kept in kept {
+            written.entry(kept.unique()).or_default().push(kept);
+        }
         let earlier = Earlier {
             opened: opened.collect(),
             changes: changes_of
                 .into_iter()
                 .map(|(place, record)| (record.unique, (place, record)))
                 .collect(),
-            written: writes
-                .iter()
-                .map(|write| (write.unique, write.offset))
-                .collect(),
+            written,
         };
         let ledger = Self {
             opens,
@@ -206,9 +207,10 @@ impl Ledger {
         self.earlier.lock().opened.get(&unique).copied()
     }
 
-    /// Where an earlier process put the bytes of this request.
-    pub(crate) fn written_earlier(&self, unique: u64) -> Option<u64> {
-        self.earlier.lock().written.get(&unique).copied()
+    /// Where an earlier process put the bytes of this request; empty if it did not. To be kept until they are noted anew.
+    pub(crate) fn written_earlier(&self, unique: u64) -> Vec<Kept> {
+        let mut earlier = self.earlier.lock();
+        earlier.written.remove(&unique).unwrap_or_default()
     }
 
     /// Every request that an earlier process did not answer has been seen again: whatever it did for others was answered.
@@ -394,15 +396,19 @@ mod tests {
             (next.opened_earlier(20), next.opened_earlier(24)),
             (Some(1), Some(3))
         );
-        assert_eq!(
-            (next.opened_earlier(22), next.written_earlier(26)),
-            (None, Some(77))
-        );
+        assert_eq!(next.opened_earlier(22), None);
+        let kept = next.written_earlier(26);
+        assert_eq!(kept.iter().map(Kept::offset).collect::<Vec<_>>(), [77]);
+        // It dies when it has stored the bytes and before it answers.
+        next.freeze(false);
+        drop(found);
+        std::mem::forget(kept);
+        let (next, found) = Ledger::open(twin(&files)).unwrap();
+        assert!(found.writes.is_empty());
+        next.freeze(false);
         next.forget_earlier();
-        assert_eq!(
-            (next.opened_earlier(20), next.written_earlier(26)),
-            (None, None)
-        );
+        assert_eq!(next.opened_earlier(20), None);
+        assert!(next.written_earlier(26).is_empty());
         drop(data);
     }
 
