@@ -409,15 +409,13 @@ impl Client {
         Ok(rpc!(self.core.meta, creds, Reads, readlink, request)?.target)
     }
 
-    /// Capacity and use.
-    pub async fn statfs(&self, creds: &Creds) -> Result<pb::StatFsReply> {
-        rpc!(
-            self.core.meta,
-            creds,
-            Reads,
-            stat_fs,
-            pb::StatFsRequest { caller: None }
-        )
+    /// Capacity and use: of the cluster, or of the tree with a quota that `inode` is in, if that is less.
+    pub async fn statfs(&self, creds: &Creds, inode: InodeId) -> Result<pb::StatFsReply> {
+        let request = pb::StatFsRequest {
+            caller: None,
+            inode: inode.0,
+        };
+        rpc!(self.core.meta, creds, Reads, stat_fs, request)
     }
 
     /// One page of a directory: up to `limit` entries (at most 4096; 0 means that) after the name

@@ -14,9 +14,14 @@ const QUEUE: usize = 256;
 /// What happened to things that were cached.
 #[derive(Clone, Debug, PartialEq)]
 pub enum CacheEvent {
-    /// From now on changes by others are told. What the server says after this may be believed for so long without
-    /// asking again.
-    Watching(Duration),
+    /// From now on changes by others are told. What the server says after this may be believed for `term` without
+    /// asking again; for `long_term` by who drops all of it at [`Self::Blind`], and where some changes were missed.
+    Watching {
+        /// At least as long as it takes to notice that changes are not told any more.
+        term: Duration,
+        /// Not shorter.
+        long_term: Duration,
+    },
     /// Others have changed something.
     Changed(pb::Invalidation),
     /// Changes are not told any more, and some may have been missed: believe nothing for longer than without watching.
@@ -62,7 +67,13 @@ async fn follow(core: &Core, events: &mpsc::Sender<CacheEvent>) -> Error {
         let event = match stream.message().await {
             Ok(Some(message)) if first => {
                 first = false;
-                CacheEvent::Watching(Duration::from_millis(u64::from(message.term_ms)))
+                let [term, long_term] = [message.term_ms, message.long_term_ms]
+                    .map(|millis| Duration::from_millis(millis.into()));
+                CacheEvent::Watching {
+                    term,
+                    // Earlier servers say nothing of it.
+                    long_term: long_term.max(term),
+                }
             }
             Ok(Some(message)) => CacheEvent::Changed(message),
             Ok(None) => return Error::new(ErrorCode::Unavailable, "the server ended the stream"),

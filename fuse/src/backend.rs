@@ -178,7 +178,11 @@ pub(crate) trait Backend: Send + Sync + 'static {
         creds: &Creds,
         directory: InodeId,
     ) -> impl Future<Output = Result<()>> + Send;
-    fn statfs(&self, creds: &Creds) -> impl Future<Output = Result<pb::StatFsReply>> + Send;
+    fn statfs(
+        &self,
+        creds: &Creds,
+        inode: InodeId,
+    ) -> impl Future<Output = Result<pb::StatFsReply>> + Send;
     /// What other machines change, from now on; `None` where nobody can tell.
     fn watch(&self) -> Option<mpsc::Receiver<CacheEvent>>;
     /// For the changes of one request.
@@ -418,8 +422,8 @@ impl Backend for Client {
         self.sync_directory(creds, directory).await
     }
 
-    async fn statfs(&self, creds: &Creds) -> Result<pb::StatFsReply> {
-        self.statfs(creds).await
+    async fn statfs(&self, creds: &Creds, inode: InodeId) -> Result<pb::StatFsReply> {
+        self.statfs(creds, inode).await
     }
 
     fn scope(&self, log: Arc<dyn RequestLog>) -> Option<RequestScope> {

@@ -4,10 +4,15 @@
 //! names and attributes for the server's term, and is told to forget what changes meanwhile. Without a watch,
 //! for `attr_timeout` and `entry_timeout` only.
 //!
+//! The term is long where the kernel can drop all names at once (Linux 6.16): when the watch breaks or loses something, it
+//! is told so, asks for each name again when it is used, and gets new attributes with it; those of what is open are
+//! dropped one by one.
+//!
 //! An answer that was overtaken by an invalidation on its way must not be believed at all. So a reply is sent under a
 //! shared lock, with no lifetime if something that hashes alike was invalidated since its request came; an
 //! invalidation takes that lock alone before it tells the kernel, so that one of the two always sees the other. (By
-//! rings, a reply is handed to a queue's thread under that lock, and may come after all: then it is believed for one term.)
+//! rings, a reply is handed to a queue's thread under that lock, and may come after all: then it is believed for one term, so
+//! that there it is the short one.)
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -39,6 +44,8 @@ pub(crate) struct Caching {
     ordinary: Lifetimes,
     /// Whether the user chose lifetimes: then those hold.
     chosen: bool,
+    /// A reply is with the kernel before the lock under which it is sent is given back.
+    in_order: bool,
     /// Of a watch, in nanoseconds; 0: there is none.
     term: AtomicU64,
 }
@@ -48,13 +55,14 @@ pub(crate) struct Caching {
 pub(crate) struct Since(u64);
 
 impl Caching {
-    pub(crate) fn new(ordinary: Lifetimes, chosen: bool) -> Self {
+    pub(crate) fn new(ordinary: Lifetimes, chosen: bool, in_order: bool) -> Self {
         Self {
             clock: AtomicU64::new(0),
             marks: std::array::from_fn(|_| AtomicU64::new(0)),
             gate: RwLock::new(()),
             ordinary,
             chosen,
+            in_order,
             term: AtomicU64::new(0),
         }
     }
@@ -172,7 +180,12 @@ pub(crate) async fn follow<B: Backend>(
 ) {
     while let Some(event) = events.recv().await {
         match event {
-            CacheEvent::Watching(term) => {
+            CacheEvent::Watching { term, long_term } => {
+                let term = if caching.in_order && tell(&device, vec![reply::stale_names()]).await {
+                    long_term
+                } else {
+                    term
+                };
                 let nanos = u64::try_from(term.as_nanos()).unwrap_or(u64::MAX);
                 handler.watched_for(term, !caching.chosen);
                 caching.term.store(nanos, Ordering::Release);
@@ -180,18 +193,43 @@ pub(crate) async fn follow<B: Backend>(
             CacheEvent::Blind => {
                 handler.watched_for(Duration::ZERO, false);
                 caching.term.store(0, Ordering::Release);
-                caching.invalidate_all();
+                missed(&caching, &handler, &device).await;
                 give_ends_back(&handler, handler.appended());
             }
             CacheEvent::Changed(changed) => {
                 if changed.everything {
-                    caching.invalidate_all();
-                    handler.missed_changes();
+                    missed(&caching, &handler, &device).await;
                 }
                 changed_elsewhere(&caching, &handler, &device, changed).await;
             }
         }
     }
+}
+
+/// Others may have changed anything.
+async fn missed<B: Backend>(caching: &Caching, handler: &Arc<Handler<B>>, device: &Arc<OwnedFd>) {
+    caching.invalidate_all();
+    handler.missed_changes();
+    tell(device, stale(handler)).await;
+}
+
+/// Messages that make the kernel ask again for all that it believes, if it knows epochs.
+pub(crate) fn stale<B: Backend>(handler: &Handler<B>) -> Vec<Vec<u8>> {
+    let open = handler.open_nodes().into_iter();
+    let open = open.map(reply::stale_attributes);
+    open.chain([reply::stale_names()]).collect()
+}
+
+/// Sends messages to the kernel; whether it took the last one. It does not if it has no such inode or name cached, which is as
+/// good, or does not know messages of this kind.
+async fn tell(device: &Arc<OwnedFd>, messages: Vec<Vec<u8>>) -> bool {
+    let device = device.clone();
+    // The kernel waits for locks of the inodes that it is told about.
+    let told = tokio::task::spawn_blocking(move || {
+        let tell = |_, message: Vec<u8>| rustix::io::write(&*device, &message).is_ok();
+        messages.into_iter().fold(true, tell)
+    });
+    told.await.unwrap_or(false)
 }
 
 /// Beside everything else: what was appended has to reach the servers first.
@@ -237,15 +275,7 @@ async fn changed_elsewhere<B: Backend>(
         messages.push(reply::stale_name(parent, &name.name));
     }
     give_ends_back(handler, changed.append_wanted);
-    let device = device.clone();
-    // The kernel waits for locks of the inodes that it is told about.
-    let told = tokio::task::spawn_blocking(move || {
-        for message in messages {
-            // It fails if the kernel has no such inode or name cached, which is as good.
-            let _ = rustix::io::write(&*device, &message);
-        }
-    });
-    let _ = told.await;
+    tell(device, messages).await;
 }
 
 #[cfg(test)]
@@ -259,7 +289,7 @@ mod tests {
             entry: SECOND,
             attr: SECOND,
         };
-        Caching::new(ordinary, chosen)
+        Caching::new(ordinary, chosen, true)
     }
 
     fn lifetimes(caching: &Caching, since: Since, parent: u64, inode: u64) -> (Duration, Duration) {

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use crate::MountOptions;
 use crate::backend::Backend;
+use crate::caching;
 use crate::device::{self, Device};
 use crate::protocol::request::Head;
 use crate::protocol::{MESSAGE, reply};
@@ -79,7 +80,7 @@ impl<B: Backend> Session<B> {
         options: &MountOptions,
     ) -> Self {
         let first = devices[0].clone();
-        let server = Server::new(parts.clone(), first, options, MAX_WAITERS);
+        let server = Server::new(parts.clone(), first, options, MAX_WAITERS, true);
         Self {
             _others: server.follow_others(),
             server,
@@ -159,8 +160,10 @@ impl<B: Backend> Session<B> {
     /// Reads what an earlier process did not answer, which the kernel gives out before anything else.
     fn resume(&self) -> io::Result<End> {
         let device = &self.devices[0];
-        // It fails in kernels that do not know it, where names are believed for their term.
-        let _ = rustix::io::write(device, &reply::stale_names());
+        for message in caching::stale(self.server.handler()) {
+            // It fails in kernels that do not know epochs, where names are believed for their term.
+            let _ = rustix::io::write(device, &message);
+        }
         rustix::io::write(device, &reply::send_again())?;
         rustix::io::ioctl_fionbio(device, true)?;
         let mut message = buffer();

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use emberfs_proto::{Error, ErrorCode, Result};
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
@@ -28,19 +29,17 @@ pub(crate) fn check(mountpoint: &Path) -> Result<PathBuf> {
 
 fn check_path(mountpoint: &Path) -> Result<PathBuf> {
     for _ in 0..MAX_STALE_MOUNTS {
-        match std::fs::metadata(mountpoint) {
-            Ok(meta) if !meta.is_dir() => {
+        match file_type(mountpoint) {
+            Ok(FileType::Directory) => return check_live(mountpoint),
+            Ok(_) => {
                 return Err(at(
                     mountpoint,
                     ErrorCode::NotDirectory,
                     "is not a directory; choose one",
                 ));
             }
-            Ok(_) => return check_live(mountpoint),
-            Err(error) => match Errno::from_io_error(&error) {
-                Some(Errno::NOTCONN | Errno::CONNABORTED) => detach_dead(mountpoint)?,
-                _ => return Err(unreachable_mountpoint(mountpoint, &error)),
-            },
+            Err(Errno::NOTCONN | Errno::CONNABORTED) => detach_dead(mountpoint)?,
+            Err(errno) => return Err(unreachable_mountpoint(mountpoint, &errno.into())),
         }
     }
     Err(at(
@@ -48,6 +47,17 @@ fn check_path(mountpoint: &Path) -> Result<PathBuf> {
         ErrorCode::Exists,
         &format!("has more than {MAX_STALE_MOUNTS} dead mounts on it; unmount them with umount -l"),
     ))
+}
+
+/// What is there. Not from the kernel's memory, which outlives the process of a mount.
+fn file_type(path: &Path) -> rustix::io::Result<FileType> {
+    let found = rustix::fs::statx(
+        CWD,
+        path,
+        AtFlags::STATX_FORCE_SYNC,
+        StatxFlags::TYPE | StatxFlags::MODE,
+    )?;
+    Ok(FileType::from_raw_mode(found.stx_mode.into()))
 }
 
 fn check_device(device: &Path) -> Result<()> {

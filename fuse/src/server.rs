@@ -100,12 +100,14 @@ struct Call {
 }
 
 impl<B: Backend> Server<B> {
-    /// `waiters`: programs that may wait for locks at a time.
+    /// `waiters`: programs that may wait for locks at a time. `in_order`: [`Responder::send`] returns when the kernel has
+    /// the reply.
     pub(crate) fn new(
         parts: Parts<B>,
         device: Arc<OwnedFd>,
         options: &MountOptions,
         waiters: usize,
+        in_order: bool,
     ) -> Arc<Self> {
         let in_flight = Arc::new(InFlight::default());
         parts.runtime.spawn(watch(Arc::downgrade(&in_flight)));
@@ -113,7 +115,7 @@ impl<B: Backend> Server<B> {
             entry: options.entry_timeout,
             attr: options.attr_timeout,
         };
-        let caching = Arc::new(Caching::new(ordinary, options.timeouts_chosen));
+        let caching = Arc::new(Caching::new(ordinary, options.timeouts_chosen, in_order));
         Arc::new(Self {
             parts,
             groups: Groups::default(),
@@ -128,6 +130,10 @@ impl<B: Backend> Server<B> {
     /// Requests that an earlier process did not answer may be what ended it: they get an error.
     pub(crate) fn refuse_resent(&self) {
         self.refuse_resent.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn handler(&self) -> &Handler<B> {
+        &self.parts.handler
     }
 
     /// All those requests have been read.

@@ -543,7 +543,7 @@ impl Backend for Memory {
         Ok(())
     }
 
-    async fn statfs(&self, _creds: &Creds) -> Result<pb::StatFsReply> {
+    async fn statfs(&self, _creds: &Creds, _inode: InodeId) -> Result<pb::StatFsReply> {
         Ok(pb::StatFsReply {
             capacity: 1 << 40,
             free: 1 << 39,

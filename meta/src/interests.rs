@@ -2,9 +2,13 @@
 //!
 //! A client that *watches* is noted for every inode whose attributes it is told, and for every directory that it
 //! looks a name up in, **before** they are read: a change that is not in the answer then comes after it, as
-//! an invalidation. What it is told it may believe for [`TERM`] without asking again; so a note needs to be kept for
-//! that long only, and notes live in two generations of which the older one is dropped each term. No other state
-//! is kept, nothing is waited for: a client that cannot be reached believes something old for a term at most.
+//! an invalidation. What it is told it may believe for a term without asking again; so a note needs to be kept for
+//! that long only, and notes live in two generations of which the older one is dropped each term, or earlier for want of
+//! room, and then those who were noted in it are told to believe nothing. No other state is kept, nothing is waited for: a
+//! client that cannot be reached believes something old until it notices that, or for a term.
+//!
+//! There are two terms. A client that can drop everything it believes at once, when it finds that it is not told any
+//! more, may believe for [`LONG_TERM`]; others for [`TERM`].
 //!
 //! (Leases for cached attributes: Gray and Cheriton, 1989; here a change does not wait for them.)
 
@@ -18,12 +22,13 @@ use emberfs_proto::pb;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-/// How long a watching client may believe what it was told.
-pub(crate) const TERM: Duration = Duration::from_secs(10);
+/// How long a watching client may believe what it was told, even if it is told nothing any more.
+const TERM: Duration = Duration::from_secs(10);
+/// The same of a client that then drops all of it. Notes are kept for so long.
+const LONG_TERM: Duration = Duration::from_mins(5);
 /// Messages that may wait for one client; when there are more, it is told to believe nothing.
 const QUEUE: usize = 1024;
-/// Notes per generation and shard; beyond it there are no more until the next term, so that a change may show as
-/// late as that. 16 to 24 bytes each.
+/// Notes per generation and shard, 16 to 24 bytes each.
 const MAX_NOTES: usize = 64 << 10;
 /// Locks, so that requests do not meet.
 const SHARDS: usize = 16;
@@ -96,6 +101,7 @@ impl Interests {
         let (messages, receiver) = mpsc::channel(QUEUE);
         let first = pb::Invalidation {
             term_ms: TERM.as_millis() as u32,
+            long_term_ms: LONG_TERM.as_millis() as u32,
             ..pb::Invalidation::default()
         };
         messages
@@ -139,20 +145,22 @@ impl Interests {
 
     fn note(&self, slot: Slot, inode: InodeId, names: bool) {
         let mut shard = self.shard(inode).lock();
-        shard.turn(Instant::now());
+        let now = Instant::now();
+        shard.turn(now);
+        let dropped = if shard.notes[0].count < MAX_NOTES {
+            Vec::new()
+        } else {
+            shard.turn_early(now)
+        };
         let notes = &mut shard.notes[0];
-        if notes.count >= MAX_NOTES {
-            drop(shard);
-            if names {
-                // What it knows of the directory from before must not be prolonged for ever.
-                self.believe_nothing(slot);
-            }
-            return;
-        }
         let slots = notes.by_inode.entry((inode, names)).or_default();
         if !slots.contains(&slot) {
             slots.push(slot);
             notes.count += 1;
+        }
+        drop(shard);
+        for slot in dropped {
+            self.believe_nothing(slot);
         }
     }
 
@@ -256,16 +264,24 @@ impl Shard {
     /// Begins a new term if it is time.
     fn turn(&mut self, now: Instant) {
         let age = now.saturating_duration_since(self.since);
-        if age < TERM {
+        if age < LONG_TERM {
             return;
         }
         // A note is kept for one whole term at least.
         self.notes.swap(0, 1);
         self.notes[0] = Notes::default();
-        if age >= TERM * 2 {
+        if age >= LONG_TERM * 2 {
             self.notes[1] = Notes::default();
         }
         self.since = now;
+    }
+
+    /// Makes room before it is time; answers who is not told any more of something that he may still believe.
+    fn turn_early(&mut self, now: Instant) -> Vec<Slot> {
+        self.notes.swap(0, 1);
+        let dropped = std::mem::take(&mut self.notes[0]);
+        self.since = now;
+        distinct(dropped.by_inode.into_values().flatten().collect())
     }
 }
 
@@ -395,8 +411,12 @@ mod tests {
     }
 
     fn attributes() -> Changed {
+        attributes_of(FILE)
+    }
+
+    fn attributes_of(inode: InodeId) -> Changed {
         Changed {
-            inodes: vec![FILE],
+            inodes: vec![inode],
             names: Vec::new(),
         }
     }
@@ -487,21 +507,36 @@ mod tests {
         let begun = shard.since;
         let key = (FILE, false);
         shard.notes[0].by_inode.insert(key, vec![1]);
-        shard.turn(begun + TERM);
+        shard.turn(begun + LONG_TERM);
         assert!(shard.notes[1].by_inode.contains_key(&key), "still believed");
-        shard.turn(begun + TERM * 2);
+        shard.turn(begun + LONG_TERM * 2);
         assert!(shard.notes.iter().all(|notes| notes.by_inode.is_empty()));
-        shard.turn(begun + TERM * 1000);
-        assert!(shard.since <= begun + TERM * 1000 && shard.since >= begun + TERM * 998);
+        let later = begun + LONG_TERM * 1000;
+        shard.turn(later);
+        assert!(shard.since <= later && shard.since + LONG_TERM * 2 >= later);
     }
 
     #[test]
-    fn notes_are_bounded() {
+    fn notes_are_bounded_and_who_is_not_noted_any_more_is_told() {
         let interests = Arc::new(Interests::default());
-        let _a = watch(&interests, A);
-        for n in 0..4 * MAX_NOTES as u64 {
-            note(&interests, A, InodeId(n * SHARDS as u64));
+        let (mut a, mut b) = (watch(&interests, A), watch(&interests, B));
+        let inode = |n: usize| InodeId((n * SHARDS) as u64);
+        note(&interests, B, inode(0));
+        for n in 0..2 * MAX_NOTES - 1 {
+            note(&interests, A, inode(n));
         }
-        assert_eq!(interests.notes(), MAX_NOTES);
+        assert_eq!(interests.notes(), 2 * MAX_NOTES);
+        assert_eq!((next(&mut a), next(&mut b)), (None, None));
+        // One more, and the oldest are dropped: of both.
+        note(&interests, A, inode(2 * MAX_NOTES));
+        assert_eq!(interests.notes(), MAX_NOTES + 1);
+        for watch in [&mut a, &mut b] {
+            assert!(next(watch).is_some_and(|message| message.everything));
+        }
+        interests.changed(Some(B), &attributes_of(inode(0)));
+        assert_eq!(next(&mut a), None, "it believes nothing of it any more");
+        let last = attributes_of(inode(2 * MAX_NOTES - 2));
+        interests.changed(Some(B), &last);
+        assert!(next(&mut a).is_some_and(|message| !message.everything));
     }
 }

@@ -49,11 +49,6 @@ macro_rules! delegate {
                 Ok(Response::new(Box::pin(watch.take_until(stopped))))
             }
 
-            async fn stat_fs(&self, _: Request<pb::StatFsRequest>) -> Result<Response<pb::StatFsReply>, Status> {
-                let reply = self.namespace.statfs().await;
-                reply.map(Response::new).map_err(Status::from)
-            }
-
             async fn summary(&self, _: Request<pb::SummaryRequest>) -> Result<Response<pb::SummaryReply>, Status> {
                 let reply = self.namespace.summary().await;
                 reply.map(Response::new).map_err(Status::from)
@@ -105,4 +100,5 @@ delegate! {
     list_trash(ListTrashRequest) -> ListTrashReply = list_trash;
     restore_trash(RestoreTrashRequest) -> RestoreTrashReply = restore_trash;
     purge_trash(PurgeTrashRequest) -> PurgeTrashReply = purge_trash;
+    stat_fs(StatFsRequest) -> StatFsReply = statfs;
 }

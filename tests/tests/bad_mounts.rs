@@ -151,10 +151,10 @@ fn a_mount_in_use_stays_and_a_dead_one_is_cleared() -> Result<()> {
     };
     rustix::process::kill_process(*pid, Signal::KILL)?;
     wait(Duration::from_secs(10), || Ok(!is_alive(*pid)))?;
-    // The kernel may answer from its cache for another moment.
+    // Attributes may be answered from the kernel's memory for minutes; nothing can be opened.
     let dead = |error: io::Error| error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error());
     wait(Duration::from_secs(10), || {
-        Ok(fs::metadata(&place).is_err_and(dead))
+        Ok(File::open(place.join("kept")).is_err_and(dead))
     })
     .context("a dead mount answers")?;
     mounter.mount(&place)?.expect_code(0)?;

@@ -1,10 +1,12 @@
 //! `emberfs quota`: set, show, list, clear, and what they refuse.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use emberfs_tests::{TestCluster, wait};
+use rustix::fs::statvfs;
 
 #[test]
 fn quotas_are_set_counted_shown_and_cleared() -> Result<()> {
@@ -42,6 +44,17 @@ fn quotas_are_set_counted_shown_and_cleared() -> Result<()> {
         tree["name"] == "/project" && tree["kind"] == "tree",
         "{tree}"
     );
+    // What df(1) shows there, and elsewhere.
+    let space = |path: &Path| -> Result<_> {
+        let seen = statvfs(path)?;
+        let bytes = [seen.f_blocks, seen.f_bavail].map(|blocks| blocks * seen.f_frsize);
+        Ok((bytes, [seen.f_files, seen.f_ffree]))
+    };
+    let inside = space(&project.join("a/b"))?;
+    // Whole blocks of 4096 bytes.
+    ensure!(inside == ([8192, 4096], [1000, 967]), "{inside:?}");
+    let outside = space(&cluster.mount())?;
+    ensure!(outside.0[1] > 8192 && outside.1[1] > 1000, "{outside:?}");
     let root = show(&["--user", "root"])?;
     // The root directory as well.
     ensure!(root["inodes_used"].as_u64() == Some(34), "{root}");

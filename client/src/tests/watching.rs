@@ -26,7 +26,10 @@ async fn changes_are_passed_on_and_a_lost_stream_is_opened_again() {
         let event = tokio::time::timeout(SOON, events.recv()).await.unwrap();
         assert_eq!(
             event,
-            Some(CacheEvent::Watching(Duration::from_millis(300)))
+            Some(CacheEvent::Watching {
+                term: Duration::from_millis(300),
+                long_term: Duration::from_millis(300),
+            })
         );
         let sender = cluster.meta.state.lock().watchers.pop().unwrap();
         sender.send(Ok(changed(round))).await.unwrap();

@@ -149,6 +149,15 @@ impl Inodes {
         until.is_some_and(|until| Instant::now() < until)
     }
 
+    /// Changes by others may have been missed.
+    pub(crate) fn missed(&self) {
+        for shard in &self.shards {
+            for inode in shard.lock().inodes.values_mut() {
+                inode.plain_until = None;
+            }
+        }
+    }
+
     /// It may have some now.
     pub(crate) fn decorated(&self, inode: u64) {
         self.with(inode, |inode| inode.plain_until = None);

@@ -1,5 +1,6 @@
 //! Names and attributes.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
@@ -71,6 +72,17 @@ impl<B: Backend> Handler<B> {
     pub(crate) fn missed_changes(&self) {
         self.absent.forget_all();
         self.parents.missed();
+        self.inodes.missed();
+    }
+
+    /// What programs have open.
+    pub(crate) fn open_nodes(&self) -> Vec<u64> {
+        let files = self.files.read();
+        let files = files.values().map(|file| self.node(file.inode));
+        let dirs = self.dirs.read();
+        let dirs = dirs.values().map(|dir| self.node(dir.inode.0));
+        let nodes: BTreeSet<u64> = files.chain(dirs).collect();
+        nodes.into_iter().collect()
     }
 
     /// The kernel has dropped the node from its caches.
@@ -264,8 +276,9 @@ impl<B: Backend> Handler<B> {
         self.backend.sync_directory(creds, self.inode(node)).await
     }
 
-    pub(crate) async fn statfs(&self, creds: &Creds) -> Result<StatFsReply> {
-        self.backend.statfs(creds).await
+    pub(crate) async fn statfs(&self, creds: &Creds, node: u64) -> Result<StatFsReply> {
+        let inode = self.real(node).unwrap_or(self.root);
+        self.backend.statfs(creds, inode).await
     }
 }
 

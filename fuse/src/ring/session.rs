@@ -60,7 +60,7 @@ impl<B: Backend> Session<B> {
         let attached = handshake(&device, options).and_then(|()| {
             // A request that waits occupies an entry; one of each queue must stay free for those who unlock.
             let waiters = support::entries(cpus) - 1;
-            let server = Server::new(parts.clone(), device.clone(), options, waiters);
+            let server = Server::new(parts.clone(), device.clone(), options, waiters, false);
             queues.register(&device, &server)?;
             Ok(server)
         });

@@ -111,7 +111,7 @@ impl<B: Backend> Server<B> {
             Op::Destroy => respond.send(Reply::empty()),
             Op::StatFs => {
                 let creds = self.creds(head);
-                let work = async move { handler.statfs(&creds).await };
+                let work = async move { handler.statfs(&creds, node).await };
                 let encode = |usage| reply::usage(&usage);
                 self.spawn(call("statfs", node, respond), work, encode);
             }

@@ -8,10 +8,16 @@ use emberfs_proto::{Result, pb};
 use super::{Namespace, ops};
 
 impl Namespace {
-    pub(crate) async fn statfs(&self) -> Result<pb::StatFsReply> {
-        let (inodes, _) = self.blocking(|core| core.read(ops::report::counts)).await?;
+    /// The space of the cluster, or what is left of it where the inode is.
+    pub(crate) async fn statfs(&self, req: pb::StatFsRequest) -> Result<pb::StatFsReply> {
         let replicas = self.core.map.borrow().replicas;
-        Ok(ops::report::statfs(inodes, (self.space)(), replicas))
+        let (space, inode) = ((self.space)(), InodeId(req.inode));
+        self.look(req.caller.as_ref(), move |tx, _| {
+            let (inodes, _) = ops::report::counts(tx)?;
+            let whole = ops::report::statfs(inodes, space, replicas);
+            ops::quota::statfs(tx, inode, whole)
+        })
+        .await
     }
 
     pub(crate) async fn summary(&self) -> Result<pb::SummaryReply> {

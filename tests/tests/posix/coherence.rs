@@ -101,3 +101,30 @@ fn after_changes_by_two_mounts_at_once_both_show_the_same_directory() -> Result<
     })?;
     Ok(())
 }
+
+/// A metadata server that restarts does not know any more whom it told what.
+#[test]
+fn what_was_believed_before_the_metadata_server_restarted_is_asked_for_again() -> Result<()> {
+    let cluster = TestCluster::start(1, 1)?;
+    let second = cluster.mount_again("")?;
+    let (one, other) = (cluster.mount(), second.path().to_owned());
+    fs::write(one.join("written"), "1")?;
+    fs::write(one.join("renamed"), "1")?;
+    let open = fs::File::open(one.join("written"))?;
+    let believed = |name: &str| fs::metadata(one.join(name)).is_ok();
+    // Names that are there, one that is not, and an open file.
+    ensure!(believed("written") && believed("renamed") && !believed("made"));
+    ensure!(open.metadata()?.len() == 1);
+
+    cluster.stop_process("meta-1")?;
+    cluster.start_process("meta-1")?;
+    fs::write(other.join("written"), "longer")?;
+    fs::write(other.join("made"), "")?;
+    fs::remove_file(other.join("renamed"))?;
+    // Without a watch it may believe for a second; with the one before it would for minutes.
+    wait(TOLD * 2, || {
+        let lens = [fs::metadata(one.join("written"))?, open.metadata()?].map(|meta| meta.len());
+        Ok(lens == [6, 6] && !believed("renamed") && believed("made"))
+    })?;
+    Ok(())
+}

@@ -12,6 +12,7 @@ use crate::testing::HANG;
 
 through_each_transport! {
     changes_elsewhere_are_seen_at_once_and_stat_costs_nothing_meanwhile
+    what_was_believed_is_asked_for_again_when_changes_were_missed
     a_program_that_waits_can_be_killed
 }
 
@@ -21,6 +22,25 @@ const SOON: Duration = Duration::from_secs(20);
 async fn tell(memory: &Memory, event: CacheEvent) {
     let sender = memory.others.lock().clone().expect("the mount watches");
     sender.send(event).await.expect("the mount listens");
+}
+
+/// Waits until the mount has acted on all that it was told.
+async fn taken_in(memory: &Memory) {
+    // The next event is received when the one before has been dealt with.
+    tell(memory, CacheEvent::Changed(pb::Invalidation::default())).await;
+    let sender = memory.others.lock().clone().expect("the mount watches");
+    let began = Instant::now();
+    while sender.capacity() < sender.max_capacity() {
+        assert!(began.elapsed() < SOON, "it does not listen");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+fn watching() -> CacheEvent {
+    CacheEvent::Watching {
+        term: Duration::from_hours(1),
+        long_term: Duration::from_hours(1),
+    }
 }
 
 fn inode_changed(inode: u64) -> CacheEvent {
@@ -59,7 +79,7 @@ async fn changes_elsewhere_are_seen_at_once_and_stat_costs_nothing_meanwhile(tra
     let Some(mut fixture) = mounted_with(transport, memory.clone(), "").await else {
         return;
     };
-    tell(&memory, CacheEvent::Watching(Duration::from_hours(1))).await;
+    tell(&memory, watching()).await;
     let (file, other) = (fixture.path.join("f"), fixture.path.join("other"));
     // The mount learns of its watch beside the requests: until then nothing is believed for long.
     let counted = memory.clone();
@@ -105,6 +125,49 @@ async fn changes_elsewhere_are_seen_at_once_and_stat_costs_nothing_meanwhile(tra
         back == *b"other"
     })
     .await;
+    fixture.mounted.unmount().await.unwrap();
+}
+
+async fn what_was_believed_is_asked_for_again_when_changes_were_missed(transport: Transport) {
+    let memory = Memory::new();
+    let inode = memory.create_elsewhere(1, "f", b"before");
+    let Some(mut fixture) = mounted_with(transport, memory.clone(), "").await else {
+        return;
+    };
+    let path = fixture.path.join("f");
+    let looked = path.clone();
+    let open = Arc::new(off(move || File::open(looked).unwrap()).await);
+    let lost = CacheEvent::Changed(pb::Invalidation {
+        everything: true,
+        ..pb::Invalidation::default()
+    });
+    for (missed, text) in [(lost, "now longer"), (CacheEvent::Blind, "the longest")] {
+        // Long only where the kernel can drop what it believes, and replies are not overtaken.
+        let watching = CacheEvent::Watching {
+            term: Duration::from_millis(1),
+            long_term: Duration::from_hours(1),
+        };
+        tell(&memory, watching).await;
+        taken_in(&memory).await;
+        let (by_name, by_handle) = (path.clone(), open.clone());
+        off(move || {
+            let _ = (
+                fs::metadata(&by_name).unwrap(),
+                by_handle.metadata().unwrap(),
+            );
+        })
+        .await;
+        memory.write_elsewhere(inode, text.as_bytes());
+        tell(&memory, missed).await;
+        let (by_name, by_handle) = (path.clone(), open.clone());
+        let len = text.len() as u64;
+        soon(move || {
+            let seen = [fs::metadata(&by_name), by_handle.metadata()];
+            seen.into_iter().all(|meta| meta.unwrap().len() == len)
+        })
+        .await;
+    }
+    drop(open);
     fixture.mounted.unmount().await.unwrap();
 }
 

@@ -11,7 +11,7 @@ use super::open;
 use crate::namespace::core::Who;
 use crate::namespace::records::{InodeRecord, OwnersRecord, QuotaRecord, WalkRecord};
 use crate::namespace::tx::Tx;
-use crate::namespace::usage::table::{Holder, Resource, Table};
+use crate::namespace::usage::table::{Holder, Resource, Subject, Table};
 use crate::namespace::{keys, length, usage};
 
 /// Longest path that is kept for people, bytes.
@@ -199,6 +199,35 @@ pub(crate) fn clear_removed(tx: &mut Tx<'_>, table: &mut Table) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What a program that asks for free space in a directory with a quota is told: no more than the quota leaves it.
+pub(crate) fn statfs(
+    tx: &mut Tx<'_>,
+    inode: InodeId,
+    whole: pb::StatFsReply,
+) -> Result<pb::StatFsReply> {
+    let table = tx.quotas.clone();
+    let tree = match tx.inode(inode)? {
+        Some(record) => table.tree_of(&record),
+        None => 0,
+    };
+    let Some(quota) = table.of_tree(tree) else {
+        return Ok(whole);
+    };
+    let subject = Subject::Tree(tree);
+    let mut used = |resource| Ok::<_, Error>(tx.used(subject, resource)?.max(0).cast_unsigned());
+    let mut told = whole;
+    if let Some(bytes) = quota.bytes {
+        told.capacity = whole.capacity.min(bytes);
+        let left = told.capacity.saturating_sub(used(Resource::Bytes)?);
+        told.free = whole.free.min(left);
+    }
+    if let Some(inodes) = quota.inodes {
+        told.inodes = inodes;
+        told.inodes_free = inodes.saturating_sub(used(Resource::Inodes)?);
+    }
+    Ok(told)
 }
 
 /// All quotas, or one, and what is used of them.

@@ -275,7 +275,11 @@ async fn pages_of_a_directory_are_complete_and_in_order() {
 #[tokio::test]
 async fn statfs_divides_by_the_copies_and_fsck_pages_through_files() {
     let f = Fixture::new();
-    let space = f.ns.statfs().await.unwrap();
+    let request = pb::StatFsRequest {
+        caller: f.root(),
+        inode: ROOT,
+    };
+    let space = f.ns.statfs(request).await.unwrap();
     assert_eq!((space.capacity, space.free), (500, 300));
     let mut files = Vec::new();
     for i in 0..5 {

@@ -193,7 +193,8 @@ impl Table {
         self.of_tree(tree).is_some_and(|quota| quota.counting)
     }
 
-    fn of_tree(&self, tree: u64) -> Option<&QuotaRecord> {
+    /// The quota of a tree.
+    pub(crate) fn of_tree(&self, tree: u64) -> Option<&QuotaRecord> {
         let id = self.tops.get(&tree)?.0;
         let kind = QuotaKind::Tree;
         self.quotas.get(&Holder { kind, id })
