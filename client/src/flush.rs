@@ -224,6 +224,7 @@ impl Core {
             read: handle.read,
             write: handle.write,
             truncate: false,
+            execute: handle.execute,
         };
         let reply = rpc!(self.meta, creds, Own, open, request)?;
         handle.session.store(reply.session, Ordering::Release);

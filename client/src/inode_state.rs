@@ -27,6 +27,7 @@ pub(crate) struct Handle {
     /// Changes when the server had forgotten this client and the file was opened again.
     pub(crate) session: AtomicU64,
     pub(crate) read: bool,
+    pub(crate) execute: bool,
     pub(crate) write: bool,
     pub(crate) creds: Creds,
     pub(crate) closed: AtomicBool,

@@ -202,6 +202,9 @@ impl Length {
             && modified > attr.modified()
         {
             attr.mtime = Some(pb::Time::from(modified));
+            if modified > attr.changed() {
+                attr.ctime = attr.mtime;
+            }
         }
     }
 }

@@ -184,6 +184,7 @@ impl Client {
             read: flags.read,
             write: flags.write,
             truncate: flags.truncate,
+            execute: flags.execute,
         };
         let known = if flags.truncate {
             self.core.known(inode)

@@ -66,6 +66,7 @@ impl File {
         let handle = Arc::new(Handle {
             session: AtomicU64::new(session),
             read: flags.read,
+            execute: flags.execute,
             write: flags.write,
             creds: creds.clone(),
             closed: AtomicBool::new(false),

@@ -46,6 +46,8 @@ pub struct CreateFlags {
 pub struct OpenFlags {
     /// The handle may read.
     pub read: bool,
+    /// The file is to be run: it may be read if the caller may execute it. Only without `write`.
+    pub execute: bool,
     /// The handle may write.
     pub write: bool,
     /// O_TRUNC: cut to nothing.

@@ -81,6 +81,7 @@ impl Client {
             read: flags.read || !flags.write,
             write: flags.write,
             truncate: false,
+            execute: false,
         };
         let mut reply = rpc!(self.core.meta, &Creds::default(), Own, open, request)?;
         if settle {

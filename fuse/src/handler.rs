@@ -9,6 +9,7 @@ mod absent;
 mod append;
 mod data;
 mod dirs;
+mod ghosts;
 mod inodes;
 mod io;
 mod locks;
@@ -39,6 +40,7 @@ use absent::Absent;
 use append::Appends;
 use dirs::DirHandle;
 pub(crate) use dirs::DirItem;
+use ghosts::Ghosts;
 use inodes::Inodes;
 use io::FileHandle;
 pub(crate) use io::{Opened, Written};
@@ -68,6 +70,7 @@ pub(crate) struct Handler<B: Backend> {
     appends: Appends,
     absent: Absent,
     parents: Arc<Parents>,
+    ghosts: Ghosts,
     next_handle: AtomicU64,
     /// What a successor of this process will need to know; `None` if there will be none.
     ledger: Option<Arc<Ledger>>,
@@ -91,6 +94,7 @@ impl<B: Backend> Handler<B> {
             dirs: RwLock::default(),
             appends: Appends::default(),
             absent: Absent::default(),
+            ghosts: Ghosts::default(),
             next_handle: AtomicU64::new(1),
             ledger: None,
         }

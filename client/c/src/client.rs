@@ -171,6 +171,7 @@ pub(crate) fn parse_flags(flags: i32) -> Result<OpenFlags> {
     let has = |bit| flags & bit != 0;
     Ok(OpenFlags {
         read: access != libc::O_WRONLY,
+        execute: false,
         write: access != libc::O_RDONLY,
         truncate: has(libc::O_TRUNC),
         append: has(libc::O_APPEND),

@@ -20,6 +20,7 @@ use crate::{
 const FIRST: u64 = 1 << 40;
 
 const WRITE: OpenFlags = OpenFlags {
+    execute: false,
     read: true,
     write: true,
     truncate: false,

@@ -21,6 +21,7 @@ use emberfs_proto::ids::InodeId;
 use emberfs_proto::pb::FileKind;
 use tokio::sync::Mutex;
 
+use super::ghosts::is_gone;
 use super::succession::Noted;
 use super::{Handler, ROOT_NODE, bad_handle, virtual_dir};
 use crate::backend::Backend;
@@ -230,10 +231,10 @@ impl<B: Backend> Handler<B> {
     }
 
     /// The entries after `cookie` (0: from the start); none at the end. With `attrs` the kernel
-    /// will believe the attributes that come along.
+    /// will believe the attributes that come along. Who may read the directory was asked when it was opened, and that counts
+    /// as long as it is open.
     pub(crate) async fn readdir(
         &self,
-        creds: &Creds,
         handle: u64,
         cookie: u64,
         attrs: bool,
@@ -258,7 +259,13 @@ impl<B: Backend> Handler<B> {
         }
         // The first page also tells the parent.
         while position >= listing.end() && !listing.complete {
-            self.fetch(creds, &dir, &mut listing).await?;
+            match self.fetch(&dir, &mut listing).await {
+                // Nothing is in it, not even itself.
+                Err(error) if is_gone(&error) && self.ghosts.knows(dir.inode.0) => {
+                    return Ok(Vec::new());
+                }
+                fetched => fetched?,
+            }
         }
         self.note_position(&dir.noted, position, || listing.before(position));
         let mut batch = self.dots(&dir, &listing, cookie);
@@ -272,21 +279,21 @@ impl<B: Backend> Handler<B> {
             }
             // An empty answer would mean the end.
             if batch.is_empty() && position >= listing.end() && !listing.complete {
-                self.fetch(creds, &dir, &mut listing).await?;
+                self.fetch(&dir, &mut listing).await?;
             }
         }
         Ok(batch)
     }
 
-    async fn fetch(&self, creds: &Creds, dir: &DirHandle, listing: &mut Listing) -> Result<()> {
+    async fn fetch(&self, dir: &DirHandle, listing: &mut Listing) -> Result<()> {
         let at = self.inodes.now();
         let after = listing.last_name();
         let reply = match virtual_dir::listing(dir.inode.0, self.root) {
             Some(own) => own,
             None => {
-                let backend = &self.backend;
-                backend
-                    .readdir(creds, dir.inode, &after, listing.page)
+                let root = Creds::default();
+                self.backend
+                    .readdir(&root, dir.inode, &after, listing.page)
                     .await?
             }
         };

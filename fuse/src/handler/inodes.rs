@@ -20,7 +20,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{self, AtomicU64};
 use std::time::{Duration, Instant};
 
-use emberfs_client::Attr;
+use emberfs_client::{Attr, Creds};
 use emberfs_proto::pb::{FileKind, Time};
 use parking_lot::Mutex;
 
@@ -67,6 +67,7 @@ pub(crate) struct OpenVerdict {
 struct Inode {
     /// Permission bits, as far as they are known: to notice set-id bits.
     mode: u32,
+    gid: u32,
     /// Until then it is known to have no extended attributes.
     plain_until: Option<Instant>,
     /// The last attributes given to the kernel.
@@ -125,7 +126,7 @@ impl Inodes {
             if attr.kind() == FileKind::File {
                 inode.believe(attr);
                 inode.shown = Some(Stamp::of(attr));
-                inode.mode = attr.mode;
+                (inode.mode, inode.gid) = (attr.mode, attr.gid);
             }
         });
     }
@@ -164,17 +165,18 @@ impl Inodes {
     }
 
     /// The mode that a write by an ordinary user leaves, if that takes set-id bits away.
-    pub(crate) fn mode_after_write(&self, inode: u64) -> Option<u32> {
+    pub(crate) fn mode_after_write(&self, inode: u64, writer: &Creds) -> Option<u32> {
         let shard = self.shards[inode as usize % SHARDS].lock();
-        let mode = shard.inodes.get(&inode)?.mode;
-        // On a file that its group may not execute, setgid means mandatory locking.
-        let group = if mode & libc::S_IXGRP == 0 {
+        let inode = shard.inodes.get(&inode)?;
+        // On a file that its group may not execute, setgid means mandatory locking: that stays if he is in the group.
+        let of_group = writer.gid == inode.gid || writer.groups.contains(&inode.gid);
+        let group = if inode.mode & libc::S_IXGRP == 0 && of_group {
             0
         } else {
             libc::S_ISGID
         };
-        let after = mode & !(libc::S_ISUID | group);
-        (after != mode).then_some(after)
+        let after = inode.mode & !(libc::S_ISUID | group);
+        (after != inode.mode).then_some(after)
     }
 
     /// An open was answered with `attr`. The stamp that counts once the kernel has acted on it is
@@ -186,7 +188,7 @@ impl Inodes {
                 (inode.size, inode.epoch) = (attr.size, attr.truncate_epoch);
             }
             inode.believe(attr);
-            inode.mode = attr.mode;
+            (inode.mode, inode.gid) = (attr.mode, attr.gid);
             let stamp = Stamp::of(attr);
             let keep_cache = inode.pages == Some(stamp);
             let attr_stale = inode.shown != Some(stamp);
@@ -239,7 +241,7 @@ impl Inodes {
         self.with(attr.inode, |inode| {
             inode.believe(attr);
             inode.changed = now;
-            inode.mode = attr.mode;
+            (inode.mode, inode.gid) = (attr.mode, attr.gid);
             let stamp = Stamp::of(attr);
             // Without a writer here, only a change that left the contents alone keeps the pages.
             let same_contents = inode.pages.is_some_and(|pages| {

@@ -196,7 +196,7 @@ impl<B: Backend> Handler<B> {
         let file = self.file(handle)?;
         let mode = self
             .inodes
-            .mode_after_write(file.inode)
+            .mode_after_write(file.inode, &file.creds)
             .filter(|_| kill_ids);
         if let Some(mode) = mode {
             self.take_set_ids(&file, mode).await?;
@@ -330,6 +330,9 @@ impl<B: Backend> Handler<B> {
     }
 }
 
+/// In the flags of an open that the kernel makes to run the file (`__FMODE_EXEC`).
+const EXEC: i32 = 0x20;
+
 fn create_flags(flags: i32) -> CreateFlags {
     let wanted = open_flags(flags);
     CreateFlags {
@@ -344,6 +347,7 @@ pub(super) fn open_flags(flags: i32) -> OpenFlags {
     let access = flags & libc::O_ACCMODE;
     OpenFlags {
         read: access != libc::O_WRONLY,
+        execute: access == libc::O_RDONLY && flags & EXEC != 0,
         write: access != libc::O_RDONLY,
         truncate: flags & libc::O_TRUNC != 0,
         // The kernel sends the offsets of appends; here they would be applied twice.

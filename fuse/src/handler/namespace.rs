@@ -11,6 +11,7 @@ use emberfs_proto::ids::InodeId;
 use emberfs_proto::pb::{FileKind, StatFsReply};
 use emberfs_proto::{Error, ErrorCode};
 
+use super::ghosts::is_gone;
 use super::{Handler, Vanished, virtual_dir};
 use crate::backend::Backend;
 
@@ -87,7 +88,9 @@ impl<B: Backend> Handler<B> {
 
     /// The kernel has dropped the node from its caches.
     pub(crate) fn forget(&self, node: u64) {
-        self.inodes.forget(self.inode(node).0);
+        let inode = self.inode(node).0;
+        self.inodes.forget(inode);
+        self.ghosts.forget(inode);
     }
 
     /// Attributes, and how many blocks of 512 bytes a file takes: its holes take none.
@@ -95,7 +98,9 @@ impl<B: Backend> Handler<B> {
         if let Some(attr) = virtual_dir::attr(node) {
             return Ok((attr, 0));
         }
-        let attr = self.backend.getattr(self.inode(node)).await?;
+        let inode = self.inode(node);
+        let attr = self.backend.getattr(inode).await;
+        let attr = self.ghosts.or_last(inode.0, attr)?;
         // Servers that cannot be asked now do not make stat fail.
         let blocks = self.backend.blocks(&attr).await;
         let blocks = blocks.unwrap_or_else(|_| attr.blocks());
@@ -142,7 +147,14 @@ impl<B: Backend> Handler<B> {
             .filter(|handle| handle.writable)
             .map(|handle| &handle.file);
         let _changing = self.parents.change(inode.0);
-        let mut attr = self.backend.setattr(creds, inode, changes, file).await?;
+        let changed = match self.backend.setattr(creds, inode, changes, file).await {
+            Err(error) if is_gone(&error) => {
+                let changed = self.ghosts.change(inode.0, creds, &changes);
+                changed.unwrap_or(Err(error))
+            }
+            changed => changed,
+        };
+        let mut attr = changed?;
         self.inodes.changed(&mut attr);
         Ok(self.show(attr))
     }
@@ -225,6 +237,9 @@ impl<B: Backend> Handler<B> {
         let mut attr = self.backend.unlink(creds, parent, name).await?;
         self.inodes.touched(parent.0);
         self.inodes.changed(&mut attr);
+        if attr.nlink == 0 {
+            self.ghosts.removed(&attr);
+        }
         Ok(())
     }
 
@@ -235,6 +250,7 @@ impl<B: Backend> Handler<B> {
         let attr = self.backend.rmdir(creds, parent, name).await?;
         self.inodes.touched(parent.0);
         self.inodes.touched(attr.inode);
+        self.ghosts.removed(&attr);
         Ok(())
     }
 
@@ -263,8 +279,15 @@ impl<B: Backend> Handler<B> {
         }
         self.inodes.touched(from.0.0);
         self.inodes.touched(to.0.0);
-        for mut attr in reply.moved.into_iter().chain(reply.replaced) {
+        let replaced = reply.replaced;
+        for mut attr in reply.moved.into_iter().chain(replaced) {
             self.inodes.changed(&mut attr);
+        }
+        if let Some(attr) = replaced
+            && !flags.exchange
+            && (attr.nlink == 0 || attr.is_dir())
+        {
+            self.ghosts.removed(&attr);
         }
         Ok(None)
     }
@@ -273,7 +296,11 @@ impl<B: Backend> Handler<B> {
         if virtual_dir::is_virtual(node) {
             return Ok(());
         }
-        self.backend.sync_directory(creds, self.inode(node)).await
+        let inode = self.inode(node);
+        match self.backend.sync_directory(creds, inode).await {
+            Err(error) if is_gone(&error) && self.ghosts.knows(inode.0) => Ok(()),
+            synced => synced,
+        }
     }
 
     pub(crate) async fn statfs(&self, creds: &Creds, node: u64) -> Result<StatFsReply> {

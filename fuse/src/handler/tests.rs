@@ -48,7 +48,7 @@ async fn unsynced_writes_are_in_every_answer() {
     assert_eq!(handler.getattr(attr.inode).await.unwrap().0.size, 12);
     assert_eq!(handler.lookup(&me, ROOT_NODE, b"f").await.unwrap().size, 12);
     let dir = handler.opendir(ROOT_NODE);
-    let listed = handler.readdir(&me, dir, 0, true).await.unwrap();
+    let listed = handler.readdir(dir, 0, true).await.unwrap();
     assert_eq!(listed[2].attr.as_ref().unwrap().size, 12);
     assert_eq!(
         handler.read(open.handle, 6, 100).await.unwrap(),
@@ -236,7 +236,7 @@ async fn a_subdirectory_is_node_one() {
     assert_eq!(part.getattr(ROOT_NODE).await.unwrap().0.inode, ROOT_NODE);
     let inner = part.lookup(&me, ROOT_NODE, b"inner").await.unwrap();
     let handle = part.opendir(inner.inode);
-    let items = part.readdir(&me, handle, 0, false).await.unwrap();
+    let items = part.readdir(handle, 0, false).await.unwrap();
     assert_eq!((items[0].node, items[1].node), (inner.inode, ROOT_NODE));
 }
 

@@ -10,7 +10,8 @@ use crate::backend::Backend;
 impl<B: Backend> Handler<B> {
     pub(crate) async fn get_xattr(&self, creds: &Creds, node: u64, name: &[u8]) -> Result<Bytes> {
         let inode = self.inode(node);
-        if virtual_dir::is_virtual(node) || self.inodes.is_plain(inode.0) {
+        let plain = may_exist(name) && self.inodes.is_plain(inode.0);
+        if virtual_dir::is_virtual(node) || plain {
             let what = format!("inode {inode} has no extended attributes");
             return Err(Error::new(ErrorCode::NoAttribute, what));
         }
@@ -63,4 +64,12 @@ impl<B: Backend> Handler<B> {
         }
         Ok(list.freeze())
     }
+}
+
+/// Whether some inode may have such an attribute. What is wrong with other names is for the server to say.
+fn may_exist(name: &[u8]) -> bool {
+    let kinds: [&[u8]; 4] = [b"security.", b"user.", b"trusted.", b"system.posix_acl_"];
+    kinds
+        .iter()
+        .any(|kind| name.starts_with(kind) && name != *kind)
 }

@@ -90,9 +90,8 @@ impl<B: Backend> Server<B> {
                 size,
                 plus,
             } => {
-                let creds = self.creds(head);
                 let operation = if plus { "readdirplus" } else { "readdir" };
-                let work = async move { handler.readdir(&creds, handle, offset, plus).await };
+                let work = async move { handler.readdir(handle, offset, plus).await };
                 let encode = move |items: Vec<DirItem>, believed: &Believed<'_>| {
                     let lifetimes = |item: &DirItem| believed.listed(node, item);
                     reply::listing(&items, size, plus.then_some(&lifetimes))

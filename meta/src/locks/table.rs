@@ -117,10 +117,15 @@ struct Share {
 }
 
 impl File {
-    /// A lock of somebody else that is in the way.
-    fn conflict(&self, owner: Owner, range: &Range) -> Option<(Owner, Range)> {
-        let mut others = self.held.iter().filter(|(other, _)| **other != owner);
-        others.find_map(|(other, ranges)| Some((*other, ranges.conflict(range)?)))
+    /// Locks of others that are in the way, the first one of each owner.
+    fn conflicts(&self, owner: Owner, range: Range) -> impl Iterator<Item = (Owner, Range)> + '_ {
+        let others = self.held.iter().filter(move |(other, _)| **other != owner);
+        others.filter_map(move |(other, ranges)| Some((*other, ranges.conflict(&range)?)))
+    }
+
+    /// Whether there are any.
+    fn is_free(&self, owner: Owner, range: Range) -> bool {
+        self.conflicts(owner, range).next().is_none()
     }
 
     /// Whether a request of somebody else that came before `turn` wants what conflicts.
@@ -212,7 +217,7 @@ impl Table {
         let mut all = self.held(place, owner);
         for range in ranges {
             let file = self.files.get(&place);
-            if file.is_some_and(|file| file.conflict(owner, range).is_some()) {
+            if file.is_some_and(|file| !file.is_free(owner, *range)) {
                 return false;
             }
             all.set(*range);
@@ -227,7 +232,8 @@ impl Table {
     /// Somebody's lock that is in the way.
     pub(crate) fn test(&self, wish: &Wish) -> Option<(Owner, Range)> {
         let file = self.files.get(&wish.place)?;
-        file.conflict(wish.owner, &wish.range)
+        let conflicts = file.conflicts(wish.owner, wish.range);
+        conflicts.min_by_key(|(_, found)| found.span.start)
     }
 
     /// What an owner holds.
@@ -372,7 +378,7 @@ impl Table {
             return true;
         };
         let Wish { owner, range, .. } = wish;
-        file.conflict(*owner, range).is_none()
+        file.is_free(*owner, *range)
             && (!file.queued_before(turn, *owner, range) || self.holds_any(*owner, range.pid))
     }
 

@@ -57,9 +57,11 @@ pub(crate) fn allows(cred: &Cred, inode: &InodeRecord, want: u32) -> bool {
         // Root may everything, except execute a file that nobody may.
         return want & EXEC == 0 || inode.is_dir() || inode.mode & 0o111 != 0;
     }
+    // An ACL whose mask, which is the group's bits, grants nothing is passed over, as by Linux: then "others" counts for those
+    // who are not in the group.
     let granted = if cred.uid == inode.uid {
         inode.mode >> 6
-    } else if !inode.acl.is_empty() {
+    } else if !inode.acl.is_empty() && inode.mode & 0o070 != 0 {
         // One that cannot be read admits nobody; the owner and root can replace it.
         let acl = Acl::of(inode).ok().flatten();
         return acl.is_some_and(|acl| acl.admits(cred, inode.gid, want));
@@ -144,10 +146,12 @@ pub(crate) fn inherit(cred: &Cred, dir: &InodeRecord, is_dir: bool, mode: u32) -
     (mode, gid)
 }
 
-/// The mode after a change of content or owner: setuid goes, setgid goes if it means "run as group".
-pub(crate) fn without_set_ids(mode: u32) -> u32 {
-    let keep_group = mode & 0o010 == 0;
-    mode & !(SETUID | if keep_group { 0 } else { SETGID })
+/// The mode after a change of content or owner: setuid goes, setgid goes if it means "run as group", or if whoever changes
+/// it is not in the group (as Linux has it).
+pub(crate) fn without_set_ids(cred: &Cred, inode: &InodeRecord) -> u32 {
+    let of_group = cred.is_root() || cred.in_group(inode.gid);
+    let keep_group = inode.mode & 0o010 == 0 && of_group;
+    inode.mode & !(SETUID | if keep_group { 0 } else { SETGID })
 }
 
 #[cfg(test)]
@@ -226,7 +230,13 @@ mod tests {
 
     #[test]
     fn set_ids_go_except_mandatory_locking() {
-        assert_eq!(without_set_ids(0o6755), 0o755);
-        assert_eq!(without_set_ids(0o6745), 0o2745);
+        let after = |cred: &Cred, mode| without_set_ids(cred, &inode(FileKind::File, mode, 1, 2));
+        let (member, other) = (cred(1, 2, &[]), cred(1, 3, &[4]));
+        for cred in [&member, &other, &Cred::default()] {
+            assert_eq!(after(cred, 0o6755), 0o755);
+        }
+        assert_eq!(after(&member, 0o6745), 0o2745);
+        assert_eq!(after(&Cred::default(), 0o6745), 0o2745);
+        assert_eq!(after(&other, 0o6745), 0o745);
     }
 }

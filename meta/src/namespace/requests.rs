@@ -138,7 +138,8 @@ impl Namespace {
                 }
             };
             let client = who.client;
-            let body = move |tx: &mut Tx<'_>| ops::open::open_read(tx, &who, inode, session);
+            let req = req.clone();
+            let body = move |tx: &mut Tx<'_>| ops::open::open_read(tx, &who, &req, session);
             let step = match self.core.read_cached_for(client, &body) {
                 Some(step) => step?,
                 None => {

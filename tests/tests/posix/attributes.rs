@@ -103,26 +103,27 @@ fn set_id_bits_go_when_they_should() -> Result<()> {
     on_a_mount(|dir, checks| {
         let file = dir.join("file");
         as_user(BOB, || make(&file, 0o777, b"x")).expect("a file");
-        for (bits, left) in [
-            (0o6777, 0o777),
-            (0o4777, 0o777),
-            (0o2777, 0o777),
-            (0o2767, 0o2767),
+        // What somebody outside the group leaves, and what the owner does.
+        for (bits, foreign, own) in [
+            (0o6777, 0o777, 0o777),
+            (0o4777, 0o777, 0o777),
+            (0o2777, 0o777, 0o777),
+            (0o2767, 0o767, 0o2767),
         ] {
             let ids = format!("{bits:o}");
             set_mode(&file, bits).expect("changed");
             checks.works("a write by another", as_user(ALICE, || append(&file)));
-            checks.equal(&format!("{ids} after a write"), mode(&file), left);
+            checks.equal(&format!("{ids} after a write"), mode(&file), foreign);
             set_mode(&file, bits).expect("changed");
             let cut = as_user(ALICE, || {
                 open(&file, OFlags::WRONLY | OFlags::TRUNC, Mode::empty()).map(drop)
             });
             checks.works("a truncate by another", cut);
-            checks.equal(&format!("{ids} after a truncate"), mode(&file), left);
+            checks.equal(&format!("{ids} after a truncate"), mode(&file), foreign);
             set_mode(&file, bits).expect("changed");
             let moved = as_user(BOB, || set_owner(&file, None, Some(BOB.groups[0])));
             checks.works("a chown by the owner", moved);
-            checks.equal(&format!("{ids} after a chown"), mode(&file), left);
+            checks.equal(&format!("{ids} after a chown"), mode(&file), own);
             set_owner(&file, None, Some(BOB.gid)).expect("back");
             set_mode(&file, bits).expect("changed");
             checks.works("a write by root", append(&file));
@@ -254,5 +255,106 @@ fn times_are_kept_to_the_nanosecond() -> Result<()> {
         let cut = open(&file, OFlags::WRONLY | OFlags::TRUNC, Mode::empty());
         checks.works("a truncate", cut.map(drop));
         checks.holds("moves mtime", stamps(&file).1.0 > 1);
+    })
+}
+
+type Change = fn(&Path) -> rustix::io::Result<()>;
+
+/// A setgid bit without permission to execute for the group stays for members of the group only.
+#[test]
+fn set_id_bits_go_with_changes_by_others_than_the_group() -> Result<()> {
+    on_a_mount(|dir, checks| {
+        let path = dir.join("file");
+        let changes: [(&str, Change); 3] = [
+            ("write", |path| append(path).map(drop)),
+            ("truncate", |path| {
+                rustix::fs::ftruncate(open(path, OFlags::WRONLY, Mode::empty())?, 1)
+            }),
+            ("O_TRUNC", |path| {
+                open(path, OFlags::WRONLY | OFlags::TRUNC, Mode::empty()).map(drop)
+            }),
+        ];
+        for (what, change) in changes {
+            for (group, bits, after) in [
+                (BOB.groups[0], 0o6766, 0o2766),
+                (BOB.groups[0], 0o6776, 0o776),
+                (ALICE.gid, 0o6766, 0o766),
+                (ALICE.gid, 0o6776, 0o776),
+            ] {
+                make(&path, 0o666, b"text").expect("made");
+                set_owner(&path, Some(ALICE.uid), Some(group)).expect("given");
+                set_mode(&path, bits).expect("changed");
+                checks.works(what, as_user(BOB, || change(&path)));
+                checks.equal(&format!("{what}, {bits:o} of {group}"), mode(&path), after);
+                rustix::fs::unlink(&path).expect("removed");
+            }
+        }
+        // A change of neither owner nor group takes them as well, from whoever may do that.
+        make(&path, 0o755, b"").expect("made");
+        set_owner(&path, Some(ALICE.uid), Some(ALICE.gid)).expect("given");
+        set_mode(&path, 0o6755).expect("changed");
+        let nothing = || set_owner(&path, None, None);
+        checks.fails("chown -1 -1 by another", as_user(BOB, nothing), Errno::PERM);
+        checks.equal("they are there", mode(&path), 0o6755);
+        checks.works("chown -1 -1", as_user(ALICE, nothing));
+        checks.equal("they are gone", mode(&path), 0o755);
+        checks.works("chown -1 -1 of nothing", as_user(BOB, nothing));
+    })
+}
+
+#[test]
+fn what_may_be_executed_need_not_be_readable() -> Result<()> {
+    on_a_mount(|dir, checks| {
+        let path = dir.join("true");
+        std::fs::copy("/bin/true", &path).expect("copied");
+        for (bits, runs) in [(0o111, true), (0o100, false), (0o444, false)] {
+            set_mode(&path, bits).expect("changed");
+            let ran = as_user(BOB, || std::process::Command::new(&path).status());
+            let what = format!("mode {bits:o}");
+            checks.equal(&what, ran.is_ok_and(|status| status.success()), runs);
+        }
+        set_mode(&path, 0o111).expect("changed");
+        let read = as_user(BOB, || open(&path, OFlags::RDONLY, Mode::empty()).map(drop));
+        checks.fails("reading it", read, Errno::ACCESS);
+    })
+}
+
+#[test]
+fn an_open_directory_is_listed_whatever_its_mode_becomes() -> Result<()> {
+    on_a_mount(|dir, checks| {
+        let sub = as_user(BOB, || make_dir(&dir.join("sub"), 0o700));
+        make(&sub.join("name"), 0o600, b"").expect("made");
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let listed: rustix::io::Result<usize> = as_user(BOB, || {
+            let fd = open(&sub, flags, Mode::empty())?;
+            set_mode(&sub, 0)?;
+            let names = rustix::fs::Dir::new(fd)?;
+            Ok(names
+                .filter_map(|entry| Some(entry.ok()?.file_name().to_owned()))
+                .count())
+        });
+        checks.equal("names", listed, Ok(3));
+        let again = as_user(BOB, || open(&sub, flags, Mode::empty()).map(drop));
+        checks.fails("another open", again, Errno::ACCESS);
+    })
+}
+
+#[test]
+fn a_write_moves_both_times_before_anything_is_stored() -> Result<()> {
+    on_a_mount(|dir, checks| {
+        let path = dir.join("file");
+        make(&path, 0o644, b"").expect("made");
+        let file = open(&path, OFlags::WRONLY, Mode::empty()).expect("opened");
+        let times = || {
+            let stat = rustix::fs::fstat(&file).expect("it is open");
+            let mtime = (stat.st_mtime, stat.st_mtime_nsec);
+            (mtime, (stat.st_ctime, stat.st_ctime_nsec))
+        };
+        let before = times();
+        sleep(Duration::from_millis(20));
+        checks.works("a write", rustix::io::write(&file, b"x"));
+        let after = times();
+        checks.holds("mtime", after.0 > before.0);
+        checks.holds("ctime", after.1 > before.1);
     })
 }

@@ -10,6 +10,7 @@ mod locks;
 mod model;
 mod names;
 mod quotas;
+mod removed;
 mod xattrs;
 
 use std::path::{Path, PathBuf};

@@ -145,6 +145,8 @@ fn extended_attributes_are_kept_and_guarded() -> Result<()> {
         chmod(&file, Mode::from_raw_mode(0o600)).expect("changed");
         let unreadable = as_user(ALICE, || get(&file, c"user.a"));
         checks.fails("an unreadable file's", unreadable, Errno::ACCESS);
+        let listed = as_user(ALICE, || names(&file));
+        checks.holds("but its names", listed.contains(&"user.a".to_owned()));
         checks.works(
             "the owner's",
             as_user(BOB, || setxattr(&file, c"user.b", b"x", ANY)),

@@ -26,10 +26,7 @@ async fn list(
 ) -> Vec<DirItem> {
     let mut all = Vec::new();
     loop {
-        let batch = handler
-            .readdir(&Creds::default(), handle, cookie, true)
-            .await
-            .unwrap();
+        let batch = handler.readdir(handle, cookie, true).await.unwrap();
         if batch.is_empty() {
             return all;
         }
@@ -66,10 +63,7 @@ async fn deleting_while_listing_skips_nothing() {
     let handle = handler.opendir(ROOT_NODE);
     let (mut cookie, mut seen) = (0, BTreeSet::new());
     loop {
-        let batch = handler
-            .readdir(&Creds::default(), handle, cookie, true)
-            .await
-            .unwrap();
+        let batch = handler.readdir(handle, cookie, true).await.unwrap();
         let Some(last) = batch.iter().take(100).next_back() else {
             break;
         };
@@ -92,10 +86,7 @@ async fn going_back_beyond_the_window_finds_the_same_entries() {
     let all = list(&handler, handle, 0, 190).await;
     for back in [2, 3, 500, 2500, 7999, 11_000, 12_001] {
         let cookie = all[back].cookie;
-        let again = handler
-            .readdir(&Creds::default(), handle, cookie, true)
-            .await
-            .unwrap();
+        let again = handler.readdir(handle, cookie, true).await.unwrap();
         assert_eq!(
             names(&again),
             names(&all[back + 1..][..again.len()]),
@@ -118,16 +109,13 @@ async fn rewinding_shows_what_is_new() {
 async fn names_removed_here_are_not_listed_with_attributes_again() {
     let (handler, _) = big_directory(100);
     let handle = handler.opendir(ROOT_NODE);
-    let first = handler
-        .readdir(&Creds::default(), handle, 0, true)
-        .await
-        .unwrap();
+    let first = handler.readdir(handle, 0, true).await.unwrap();
     handler
         .unlink(&Creds::default(), ROOT_NODE, name(50).as_bytes())
         .await
         .unwrap();
     let rest = handler
-        .readdir(&Creds::default(), handle, first[10].cookie, true)
+        .readdir(handle, first[10].cookie, true)
         .await
         .unwrap();
     assert!(!names(&rest).contains(&name(50)));
@@ -138,10 +126,7 @@ async fn names_removed_here_are_not_listed_with_attributes_again() {
 async fn attributes_changed_here_are_listed_as_they_are() {
     let (handler, _) = big_directory(100);
     let handle = handler.opendir(ROOT_NODE);
-    let first = handler
-        .readdir(&Creds::default(), handle, 0, true)
-        .await
-        .unwrap();
+    let first = handler.readdir(handle, 0, true).await.unwrap();
     let (index, target) = (60, &first[60]);
     let chmod = emberfs_client::SetAttr {
         mode: Some(0o600),
@@ -152,7 +137,7 @@ async fn attributes_changed_here_are_listed_as_they_are() {
         .await
         .unwrap();
     let again = handler
-        .readdir(&Creds::default(), handle, first[index - 1].cookie, true)
+        .readdir(handle, first[index - 1].cookie, true)
         .await
         .unwrap();
     assert_eq!(again[0].name, target.name);
@@ -164,10 +149,7 @@ async fn a_closed_directory_cannot_be_read() {
     let (handler, _) = big_directory(1);
     let handle = handler.opendir(ROOT_NODE);
     handler.releasedir(handle);
-    let error = handler
-        .readdir(&Creds::default(), handle, 0, false)
-        .await
-        .unwrap_err();
+    let error = handler.readdir(handle, 0, false).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::NoSession);
 }
 
@@ -189,7 +171,7 @@ proptest! {
             let mut touched = BTreeSet::new();
             let (mut cookie, mut seen, mut changes) = (0, Vec::new(), changes.into_iter());
             loop {
-                let batch = handler.readdir(&me, handle, cookie, true).await.unwrap();
+                let batch = handler.readdir(handle, cookie, true).await.unwrap();
                 let Some(last) = batch.iter().take(step).next_back() else { break };
                 cookie = last.cookie;
                 seen.extend(batch.iter().take(step).map(|item| item.name.clone()));

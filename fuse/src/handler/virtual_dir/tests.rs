@@ -28,7 +28,7 @@ async fn it_is_found_by_name_and_not_listed() {
     assert_eq!(handler.getattr(HIDDEN).await.unwrap().0, hidden);
     let lists = async |node| {
         let handle = handler.opendir(node);
-        let items = handler.readdir(&me, handle, 0, true).await.unwrap();
+        let items = handler.readdir(handle, 0, true).await.unwrap();
         let items = items.into_iter().map(|item| (item.node, item.name));
         items.collect::<Vec<_>>()
     };

@@ -126,6 +126,13 @@ fn who_is_in_the_way_is_told_with_range_and_process() {
     let found = l.table.test(&wish(posix(FILE), 200, Shared, 0, u64::MAX));
     let expected = wish(posix(FILE), 100, Exclusive, 10, 19);
     assert_eq!(found, Some((owner(100), expected.range)));
+    // The first one, whoever has it.
+    l.lock(150, Exclusive, 0, 0);
+    let found = l.table.test(&wish(posix(FILE), 200, Shared, 0, u64::MAX));
+    assert_eq!(
+        found.map(|(owner, range)| (owner.number, range.span.start)),
+        Some((150, 0))
+    );
 }
 
 #[test]

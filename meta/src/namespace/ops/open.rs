@@ -43,11 +43,17 @@ pub(crate) fn open(
 pub(crate) fn open_read(
     tx: &mut Tx<'_>,
     who: &Who,
-    inode: InodeId,
+    req: &pb::OpenRequest,
     session: SessionId,
 ) -> Result<Step<pb::OpenReply>> {
+    let inode = InodeId(req.inode);
     let record = tx.live(inode)?;
-    check(who, &record, access::READ)?;
+    let wanted = if req.execute {
+        access::EXEC
+    } else {
+        access::READ
+    };
+    check(who, &record, wanted)?;
     if tx.trim_intent(inode)?.is_some() {
         return Ok(Step::Blocked(inode));
     }
@@ -82,7 +88,7 @@ pub(super) fn open_file(
     }
     if want.truncate {
         if !who.cred.is_root() {
-            file.mode = access::without_set_ids(file.mode);
+            file.mode = access::without_set_ids(&who.cred, &file);
         }
         xattr::drop_capability(tx, &mut file)?;
         length::resize(tx, &mut file, 0)?;

@@ -54,10 +54,11 @@ pub(crate) fn setattr(
         req.mode.is_some(),
         req.size.is_some(),
     ];
-    if times.contains(&true) || rest.contains(&true) {
-        inode.ctime = tx.now;
-        tx.put_inode(&inode);
+    if !times.contains(&true) && !rest.contains(&true) {
+        renew_owner(cred, &mut inode)?;
     }
+    inode.ctime = tx.now;
+    tx.put_inode(&inode);
     let attr = Some(tx.attr(&inode)?);
     Ok(Step::Done(pb::AttrReply {
         attr,
@@ -87,10 +88,21 @@ fn change_owner(
         );
         return Err(Error::new(ErrorCode::NotPermitted, what));
     }
+    if !inode.is_dir() {
+        inode.mode = access::without_set_ids(cred, inode);
+    }
     inode.uid = new_uid;
     inode.gid = new_gid;
-    if !inode.is_dir() {
-        inode.mode = access::without_set_ids(inode.mode);
+    Ok(())
+}
+
+/// chown(2) with neither owner nor group: kernels ask for it by a change of nothing. Everybody may, as long as there are no
+/// set-id bits to lose.
+fn renew_owner(cred: &Cred, inode: &mut InodeRecord) -> Result<()> {
+    let mode = access::without_set_ids(cred, inode);
+    if mode != inode.mode && !inode.is_dir() {
+        access::check_owner(cred, inode)?;
+        inode.mode = mode;
     }
     Ok(())
 }
@@ -164,7 +176,7 @@ fn change_size(
         access::check(&who.cred, before, access::WRITE)?;
     }
     if !who.cred.is_root() {
-        inode.mode = access::without_set_ids(inode.mode);
+        inode.mode = access::without_set_ids(&who.cred, inode);
     }
     length::resize(tx, inode, size)?;
     usage::truncated(tx, inode, who.client)

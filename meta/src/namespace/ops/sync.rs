@@ -77,7 +77,7 @@ pub(crate) fn sync(
             let default = if grown { tx.now } else { before.mtime };
             inode.mtime = time::asked(req.mtime, false, tx.now)?.unwrap_or(default);
             if !who.cred.is_root() {
-                inode.mode = access::without_set_ids(inode.mode);
+                inode.mode = access::without_set_ids(&who.cred, &inode);
             }
             // A report that tells nothing new comes from writes before, not from one since.
             if inode != before {

@@ -81,10 +81,24 @@ async fn an_acl_admits_by_name_within_its_mask() {
         &f,
         file,
         ACCESS,
-        "u::rw- u:7:rw- g::r-- g:70:rw- m::--- o::r--",
+        "u::rw- u:7:rw- g::r-- g:70:rw- m::-w- o::r--",
     )
     .await;
     for (uid, groups, reads) in [(5, vec![], true), (7, vec![], false), (9, vec![70], false)] {
+        let read = f
+            .open_as(member(&f, uid, &groups), file, false, false)
+            .await;
+        assert_eq!(read.is_ok(), reads, "{uid}");
+    }
+    // One that grants nothing turns the list off, as everywhere on Linux: only the group itself has less than others.
+    put(
+        &f,
+        file,
+        ACCESS,
+        "u::rw- u:7:rw- g::r-- g:70:rw- m::--- o::r--",
+    )
+    .await;
+    for (uid, groups, reads) in [(7, vec![], true), (9, vec![70], true), (9, vec![50], false)] {
         let read = f
             .open_as(member(&f, uid, &groups), file, false, false)
             .await;

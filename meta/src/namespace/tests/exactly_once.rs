@@ -217,6 +217,7 @@ async fn every_change_may_be_repeated_while_it_is_made_and_after() {
     }));
     for truncate in [false, true] {
         thrice!(f.open_inode(pb::OpenRequest {
+            execute: false,
             caller: f.root(),
             inode,
             read: true,

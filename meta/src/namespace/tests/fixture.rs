@@ -249,6 +249,7 @@ impl Fixture {
         let read = !write;
         self.ns
             .open_inode(pb::OpenRequest {
+                execute: false,
                 caller,
                 inode,
                 read,

@@ -37,6 +37,7 @@ async fn beat(f: &Fixture, instance: u32) -> Result<pb::KeepAliveReply> {
 
 fn open(f: &Fixture, instance: u32, inode: u64, write: bool) -> pb::OpenRequest {
     pb::OpenRequest {
+        execute: false,
         caller: process(f, instance, 0),
         inode,
         read: true,
@@ -143,6 +144,7 @@ async fn a_change_of_the_earlier_process_is_answered_from_the_record() {
     };
     assert_eq!(f.ns.create(create).await, Ok(first));
     let read = pb::OpenRequest {
+        execute: false,
         caller: by(2, &read.caller),
         ..read
     };
