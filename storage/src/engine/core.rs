@@ -164,10 +164,12 @@ impl Core {
             return Ok(record.clone());
         }
         let key = index::key(touch.target, touch.chunk);
-        let record = self
-            .query(move |index| index.get(&key))
-            .await?
-            .map(Arc::new);
+        let at_once = self.index.read().as_ref().and_then(|i| i.get_at_once(&key));
+        let record = match at_once {
+            Some(record) => record?,
+            None => self.query(move |index| index.get(&key)).await?,
+        };
+        let record = record.map(Arc::new);
         *touch.entry.slot.lock() = Slot::Known(record.clone());
         Ok(record)
     }

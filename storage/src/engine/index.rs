@@ -1,8 +1,9 @@
 //! The index: one RocksDB per disk, the only truth about chunks and blocks.
 //!
 //! What needs no flush (commits) is written by whoever asks for it, at once. What does (prepares) goes to the *writer*, a thread
-//! that gathers what is queued into one batch and flushes the log once for all. The *reader*, another one, answers look-ups
-//! that miss the cache, and listings, so that neither waits for a flush.
+//! that gathers what is queued into one batch and flushes the log once for all. Look-ups that miss the cache of records are
+//! answered at once from RocksDB's memory; those that need the disk, and listings, by the *reader*, another thread, so that
+//! nobody waits for a flush.
 //!
 //! **A block is reused only when its record is gone for good.** A commit is not flushed; after a loss
 //! of power the old version may be the committed one again, so the blocks that commits free are
@@ -23,7 +24,7 @@ use emberfs_proto::ids::{ChunkIndex, ChunkKey, InodeId, TargetId};
 use emberfs_proto::{Error, ErrorCode, Result};
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    Direction, ErrorKind, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
+    Direction, ErrorKind, IteratorMode, Options, ReadOptions, ReadTier, WriteBatch, WriteOptions,
 };
 
 use super::health::Health;
@@ -200,6 +201,22 @@ impl Index {
             .transpose()
     }
 
+    /// As [`Self::get`], from memory; `None` if the disk would have to be asked. That a chunk is new is mostly known in
+    /// memory, by the filters.
+    pub(super) fn get_at_once(&self, key: &Key) -> Option<Result<Option<Record>>> {
+        let mut options = ReadOptions::default();
+        options.set_read_tier(ReadTier::BlockCache);
+        let found = self
+            .db
+            .get_pinned_cf_opt(self.family(CHUNKS), key, &options);
+        match found {
+            Ok(None) => Some(Ok(None)),
+            Ok(Some(value)) => Some(self.decode(key, &value).map(|(.., record)| Some(record))),
+            Err(error) if error.kind() == ErrorKind::Incomplete => None,
+            Err(error) => Some(Err(self.unreadable(&error))),
+        }
+    }
+
     /// Visits the records of `[from, to)` in order, until `visit` answers `false`.
     pub(super) fn scan(
         &self,
@@ -334,3 +351,6 @@ pub(super) fn run_reader(index: &Index, jobs: &LaneEnd<ReadJob>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
