@@ -25,7 +25,6 @@ mod worker;
 
 pub(crate) use arena::Kept;
 pub use keeper::{Keeper, Replace};
-
 pub(crate) use ledger::{DirRecord, Found, Ledger, OpenRecord};
 pub(crate) use table::Place;
 pub use worker::work;

@@ -62,10 +62,11 @@ impl Ghosts {
     ) -> Option<Result<Attr>> {
         let mut ghosts = self.0.lock();
         let attr = ghosts.get_mut(&inode)?;
-        if creds.uid != 0 && creds.uid != attr.uid {
+        let gives_away = changes.uid.is_some_and(|uid| uid != attr.uid);
+        if creds.uid != 0 && (creds.uid != attr.uid || gives_away) {
             let what = format!(
-                "only the owner {} of inode {inode} or root may do this",
-                attr.uid
+                "uid {} may not do this to inode {inode}, which was removed and belonged to {}",
+                creds.uid, attr.uid
             );
             return Some(Err(Error::new(ErrorCode::NotPermitted, what)));
         }
@@ -81,5 +82,39 @@ impl Ghosts {
         attr.mtime = changes.mtime.map(time).or(attr.mtime);
         attr.ctime = Some(Time::from(now));
         Some(Ok(*attr))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_root_gives_a_removed_inode_away_and_others_change_their_own() {
+        let ghosts = Ghosts::default();
+        ghosts.removed(&Attr {
+            inode: 7,
+            uid: 5,
+            nlink: 2,
+            ..Attr::default()
+        });
+        let who = |uid| Creds {
+            uid,
+            ..Creds::default()
+        };
+        let to = |uid| SetAttr {
+            uid: Some(uid),
+            ..SetAttr::default()
+        };
+        let owner = |caller, wanted| {
+            let changed = ghosts.change(7, &who(caller), &to(wanted)).unwrap();
+            changed.map(|attr| attr.uid).map_err(|error| error.code)
+        };
+        assert_eq!(owner(6, 6), Err(ErrorCode::NotPermitted));
+        assert_eq!(owner(5, 6), Err(ErrorCode::NotPermitted));
+        assert_eq!(owner(5, 5), Ok(5));
+        assert_eq!(owner(0, 6), Ok(6));
+        ghosts.forget(7);
+        assert!(ghosts.change(7, &who(0), &to(1)).is_none());
     }
 }
