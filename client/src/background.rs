@@ -145,6 +145,7 @@ async fn tidy(core: Weak<Core>) {
         tokio::time::sleep(every.max(Duration::from_millis(1))).await;
         let Some(core) = core.upgrade() else { return };
         core.write_back().await;
+        core.look_for_room().await;
         let now = Instant::now();
         for state in core.all_known() {
             state.read_ahead.lock().expire(now);

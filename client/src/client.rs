@@ -15,6 +15,7 @@ use crate::attr::AttrExt;
 use crate::budget::Budget;
 use crate::chunk_io::ChunkIo;
 use crate::core::Core;
+use crate::delegations::Delegations;
 use crate::ends::Ends;
 use crate::locks::Book;
 use crate::map_watch::MapWatch;
@@ -66,6 +67,7 @@ impl Client {
             inodes: parking_lot::Mutex::default(),
             locks: Book::new(identity),
             ends: Ends::default(),
+            delegations: Delegations::default(),
             names: NameChanges::default(),
             parents: OnceLock::new(),
             closing: TaskTracker::new(),

@@ -57,6 +57,8 @@ pub struct ClientConfig {
     /// callers whose memory somebody else reads if this process dies. Otherwise small ones are copied and dropped
     /// at once.
     pub keep_pieces: bool,
+    /// Whether to ask for delegations of new files, see [`crate::File::may_close_late`]. They need [`crate::Client::watch`].
+    pub delegations: bool,
 }
 
 impl Default for ClientConfig {
@@ -81,6 +83,7 @@ impl Default for ClientConfig {
             host: format!("{host}:{}", std::process::id()),
             identity: None,
             keep_pieces: false,
+            delegations: false,
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::budget::Budget;
 use crate::chunk_io::ChunkIo;
+use crate::delegations::Delegations;
 use crate::ends::Ends;
 use crate::inode_state::InodeState;
 use crate::locks::Book;
@@ -36,6 +37,7 @@ pub(crate) struct Core {
     pub(crate) inodes: Mutex<HashMap<InodeId, Weak<InodeState>>>,
     pub(crate) locks: Book,
     pub(crate) ends: Ends,
+    pub(crate) delegations: Delegations,
     pub(crate) names: NameChanges,
     /// Who is told of directories that were changed here.
     pub(crate) parents: OnceLock<Box<HearOfParents>>,

@@ -59,6 +59,7 @@ impl Core {
             let request = pb::CloseManyRequest {
                 caller: None,
                 sessions,
+                returned: Vec::new(),
             };
             let ended = rpc!(self.meta, &Creds::default(), Reads, close_many, request);
             if let Err(error) = ended {

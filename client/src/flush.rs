@@ -172,14 +172,19 @@ impl Core {
         report: Option<Report>,
         close: bool,
     ) -> Result<Attr> {
+        let made = self.names.open();
         let first = self.send_once(state, handle, report, close).await;
-        match first {
+        let sent = match first {
             Err(error) if error.code == ErrorCode::NoSession && report.is_some() => {
                 self.reopen(state, handle, &handle.creds).await?;
                 self.send_once(state, handle, report, close).await
             }
             first => first,
+        };
+        if let (Ok(_), Some(made)) = (&sent, made) {
+            self.names.durable(made);
         }
+        sent
     }
 
     async fn send_once(
@@ -205,8 +210,8 @@ impl Core {
         } else {
             rpc!(self.meta, &handle.creds, Own, sync, request)
         };
-        let attr = attr_of(reply?.attr)?;
         // Answers to these come when all before them is durable.
+        let attr = attr_of(reply?.attr)?;
         state.fresh.store(false, Ordering::Release);
         Ok(attr)
     }
@@ -227,6 +232,8 @@ impl Core {
             execute: handle.execute,
         };
         let reply = rpc!(self.meta, creds, Own, open, request)?;
+        // A delegation ends with the session that it was given with.
+        handle.delegated.store(false, Ordering::SeqCst);
         handle.session.store(reply.session, Ordering::Release);
         if let Some(attr) = &reply.attr {
             state.learn(attr);

@@ -31,6 +31,8 @@ pub(crate) struct Handle {
     pub(crate) write: bool,
     pub(crate) creds: Creds,
     pub(crate) closed: AtomicBool,
+    /// See [`crate::delegations`].
+    pub(crate) delegated: AtomicBool,
 }
 
 /// State of one open file.
@@ -180,6 +182,12 @@ impl InodeState {
         let mut handles = self.live_handles();
         handles.retain(|handle| !handle.closed.load(Ordering::Acquire));
         handles
+    }
+
+    /// Opens with the file's delegation, closed ones too.
+    pub(crate) fn delegated(&self) -> impl Iterator<Item = Arc<Handle>> {
+        let handles = self.live_handles().into_iter();
+        handles.filter(|handle| handle.delegated.load(Ordering::SeqCst))
     }
 
     /// From now on no handle ends its session.

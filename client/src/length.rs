@@ -168,9 +168,12 @@ impl Length {
         }
     }
 
-    /// The caller has set the mtime: earlier writes no longer determine it.
-    pub(crate) fn forget_mtime(&mut self) {
-        self.modified = None;
+    /// The caller has set the mtime: earlier writes no longer determine it, and reports of them leave it.
+    pub(crate) fn set_mtime(&mut self, mtime: SystemTime) {
+        let reports = self.acked.iter_mut().chain(&mut self.sending);
+        reports.for_each(|report| report.mtime = mtime);
+        let waits = self.buffered > 0 || self.acked.is_some() || self.sending.is_some();
+        self.modified = waits.then_some(mtime);
     }
 
     /// Takes in an answer of the server. True if the file was truncated since the last one.

@@ -48,6 +48,7 @@ mod config;
 mod copy;
 mod core;
 mod creds;
+mod delegations;
 mod eager;
 mod ends;
 mod fetch_files;

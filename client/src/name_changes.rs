@@ -1,4 +1,4 @@
-//! Whether names that this client has changed may not be durable yet.
+//! Whether names and attributes that this client has changed may not be durable yet.
 //!
 //! Counted, not flagged: of two who sync at the same time, the second must not rely on an answer that the first still waits for.
 

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::{ErrorCode, Result, pb};
 
+use crate::attr::AttrExt;
 use crate::meta_rpc::{attr_of, rpc};
 use crate::{
     Attr, Client, CreateFlags, Creds, File, NewMode, OpenFlags, RenameFlags, SetAttr, TimeSet,
@@ -75,20 +76,26 @@ impl Client {
                 .map_or(0, File::session),
         };
         let known = self.core.known(inode);
-        // A new size must not overtake writes, and a later report must not undo a new mtime.
-        let ordered = changes.size.is_some() || changes.mtime.is_some();
+        // A new size must not overtake writes.
         let gate = match &known {
-            Some(state) if ordered => {
+            Some(state) if changes.size.is_some() => {
                 let gate = state.gate.write().await;
                 self.core.quiesce(state, changes.size).await?;
                 Some(gate)
             }
             _ => None,
         };
+        // A report that is on its way, or made later, must not undo a new mtime.
+        let _turn = match &known {
+            Some(state) if changes.mtime.is_some() => Some(state.reporting.lock().await),
+            _ => None,
+        };
         let reply = rpc!(self.core.meta, creds, Changes, set_attr, request)?;
+        self.core.changed_names();
         if let Some(state) = &known {
             if changes.mtime.is_some() {
-                state.length.lock().forget_mtime();
+                let mtime = attr_of(reply.attr)?.modified();
+                state.length.lock().set_mtime(mtime);
             }
             if changes.size.is_some() {
                 state.read_ahead.lock().clear();
@@ -121,6 +128,7 @@ impl Client {
         mode: NewMode,
         flags: CreateFlags,
     ) -> Result<(Attr, File)> {
+        let making = self.core.delegations.making().filter(|_| flags.write);
         let request = pb::CreateRequest {
             caller: None,
             parent: parent.0,
@@ -130,6 +138,7 @@ impl Client {
             truncate: flags.truncate,
             write: flags.write,
             umask: mode.umask,
+            delegate: making.is_some(),
         };
         let open = OpenFlags {
             read: flags.read,
@@ -217,17 +226,20 @@ impl Client {
         if reply.created {
             file.mark_fresh();
         }
+        if reply.delegated && !self.core.delegations.given(file.inode(), file.handle()) {
+            self.core.recalled(vec![file.inode()]);
+        }
         Ok((attr, file))
     }
 
-    /// Waits until the names that this client has changed in a directory survive a loss of power, as fsync(2) of it does. What
-    /// makes and removes names may be answered before that; all else is not.
-    pub async fn sync_directory(&self, creds: &Creds, directory: InodeId) -> Result<()> {
+    /// Waits until what this client has changed of an inode's attributes, and of the names in it, survives a loss of power, as
+    /// fsync(2) of it does. What makes and removes names and sets attributes may be answered before that; all else is not.
+    pub async fn sync_changes(&self, creds: &Creds, inode: InodeId) -> Result<()> {
         let Some(made) = self.core.names.open() else {
             return Ok(());
         };
         let request = pb::SyncRequest {
-            inode: directory.0,
+            inode: inode.0,
             ..pb::SyncRequest::default()
         };
         rpc!(self.core.meta, creds, Own, sync, request)?;

@@ -70,6 +70,7 @@ impl File {
             write: flags.write,
             creds: creds.clone(),
             closed: AtomicBool::new(false),
+            delegated: AtomicBool::new(false),
         });
         state.attach(&handle);
         let seen = AtomicU64::new(state.buffers.lock().failures().0);

@@ -2,6 +2,7 @@
 
 mod allocate;
 mod copy;
+mod delegations;
 mod fetch;
 mod files;
 mod hedged;

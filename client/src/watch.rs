@@ -1,7 +1,9 @@
 //! Hearing of what others change: for those who cache names and attributes.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use emberfs_proto::ids::InodeId;
 use emberfs_proto::{Error, ErrorCode, Result, pb};
 use tokio::sync::mpsc;
 
@@ -35,12 +37,13 @@ impl Client {
         let (events, receiver) = mpsc::channel(QUEUE);
         let core = self.core.clone();
         let stop = core.stop.clone();
-        let weak = std::sync::Arc::downgrade(&core);
+        let weak = Arc::downgrade(&core);
         core.runtime
             .spawn(stop.run_until_cancelled_owned(async move {
                 loop {
                     let Some(core) = weak.upgrade() else { return };
                     let ended = follow(&core, &events).await;
+                    core.hears_recalls(false);
                     if events.send(CacheEvent::Blind).await.is_err() {
                         return;
                     }
@@ -57,7 +60,7 @@ impl Client {
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// Passes on one stream of invalidations until it ends; answers why.
-async fn follow(core: &Core, events: &mpsc::Sender<CacheEvent>) -> Error {
+async fn follow(core: &Arc<Core>, events: &mpsc::Sender<CacheEvent>) -> Error {
     let mut stream = match open(core).await {
         Ok(stream) => stream,
         Err(error) => return error,
@@ -67,6 +70,7 @@ async fn follow(core: &Core, events: &mpsc::Sender<CacheEvent>) -> Error {
         let event = match stream.message().await {
             Ok(Some(message)) if first => {
                 first = false;
+                core.hears_recalls(core.config.delegations);
                 let [term, long_term] = [message.term_ms, message.long_term_ms]
                     .map(|millis| Duration::from_millis(millis.into()));
                 CacheEvent::Watching {
@@ -75,7 +79,14 @@ async fn follow(core: &Core, events: &mpsc::Sender<CacheEvent>) -> Error {
                     long_term: long_term.max(term),
                 }
             }
-            Ok(Some(message)) => CacheEvent::Changed(message),
+            Ok(Some(mut message)) => {
+                if message.everything {
+                    core.return_all();
+                }
+                let recalled = std::mem::take(&mut message.recalled).into_iter();
+                core.recalled(recalled.map(InodeId).collect());
+                CacheEvent::Changed(message)
+            }
             Ok(None) => return Error::new(ErrorCode::Unavailable, "the server ended the stream"),
             Err(status) => return status.into(),
         };

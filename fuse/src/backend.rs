@@ -173,10 +173,11 @@ pub(crate) trait Backend: Send + Sync + 'static {
         len: u64,
     ) -> impl Future<Output = Result<u64>> + Send;
     fn hear_of_parents(&self, hear: impl Fn(&Attr) + Send + Sync + 'static);
-    fn sync_directory(
+    /// Of an inode's attributes and the names in it: what this client has changed is durable.
+    fn sync_changes(
         &self,
         creds: &Creds,
-        directory: InodeId,
+        inode: InodeId,
     ) -> impl Future<Output = Result<()>> + Send;
     fn statfs(
         &self,
@@ -225,6 +226,8 @@ pub(crate) trait OpenFile: Clone + Send + Sync + 'static {
     fn seek(&self, offset: u64, whence: Whence) -> impl Future<Output = Result<u64>> + Send;
     /// Opens it anew, because the session that it was opened with ends.
     fn renew(&self) -> impl Future<Output = Result<()>> + Send;
+    /// Whether close(2) may return before what was written is on the servers.
+    fn may_close_late(&self) -> bool;
     fn close(self) -> impl Future<Output = Result<()>> + Send;
 }
 
@@ -418,8 +421,8 @@ impl Backend for Client {
         self.hear_of_parents(hear);
     }
 
-    async fn sync_directory(&self, creds: &Creds, directory: InodeId) -> Result<()> {
-        self.sync_directory(creds, directory).await
+    async fn sync_changes(&self, creds: &Creds, inode: InodeId) -> Result<()> {
+        self.sync_changes(creds, inode).await
     }
 
     async fn statfs(&self, creds: &Creds, inode: InodeId) -> Result<pb::StatFsReply> {
@@ -492,6 +495,10 @@ impl OpenFile for File {
 
     async fn renew(&self) -> Result<()> {
         self.renew().await
+    }
+
+    fn may_close_late(&self) -> bool {
+        self.may_close_late()
     }
 
     async fn close(self) -> Result<()> {

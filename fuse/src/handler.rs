@@ -23,7 +23,7 @@ mod xattr;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use emberfs_client::{Attr, CacheEvent};
@@ -44,6 +44,7 @@ use ghosts::Ghosts;
 use inodes::Inodes;
 use io::FileHandle;
 pub(crate) use io::{Opened, Written};
+use locks::Locked;
 use parents::Parents;
 pub(crate) use succession::Asked;
 pub(crate) use virtual_dir::Vanished;
@@ -71,7 +72,10 @@ pub(crate) struct Handler<B: Backend> {
     absent: Absent,
     parents: Arc<Parents>,
     ghosts: Ghosts,
+    locked: Locked,
     next_handle: AtomicU64,
+    /// Files whose close(2) has returned and whose bytes are still being stored.
+    late: AtomicUsize,
     /// What a successor of this process will need to know; `None` if there will be none.
     ledger: Option<Arc<Ledger>>,
 }
@@ -95,7 +99,9 @@ impl<B: Backend> Handler<B> {
             appends: Appends::default(),
             absent: Absent::default(),
             ghosts: Ghosts::default(),
+            locked: Locked::default(),
             next_handle: AtomicU64::new(1),
+            late: AtomicUsize::new(0),
             ledger: None,
         }
     }

@@ -68,6 +68,9 @@ pub struct MountOptions {
     /// `keeper`, `nokeeper`: a small process of its own holds the mount, so that it outlives the one that serves it. Default:
     /// yes, where that is possible ([`Self::is_kept`]).
     pub keeper: bool,
+    /// `late_close`, `nolate_close`: close(2) of a new file of at most 1 MiB returns before it is stored, as on a local disk; others still see it
+    /// whole. Needs a keeper. Default: no.
+    pub late_close: bool,
     /// `dirsync`: passed to the kernel; changes of names are durable in any case.
     pub dirsync: bool,
 }
@@ -97,6 +100,7 @@ impl Default for MountOptions {
             sync: false,
             dirsync: false,
             keeper: true,
+            late_close: false,
         }
     }
 }
@@ -122,6 +126,8 @@ const FLAGS: &[&str] = &[
     "dirsync",
     "keeper",
     "nokeeper",
+    "late_close",
+    "nolate_close",
 ];
 
 /// Options written `key=value`.
@@ -171,6 +177,16 @@ impl MountOptions {
             options.apply(option)?;
         }
         Ok(options)
+    }
+
+    /// Refuses what cannot be done together.
+    pub fn check(&self) -> Result<()> {
+        if self.late_close && !self.is_kept() {
+            let what = "mount option late_close needs a keeper, or what is closed could be lost with the process that serves the \
+                        mount: mount as root, without nokeeper, auto_unmount and transport=ring";
+            return Err(invalid(what.to_owned()));
+        }
+        Ok(())
     }
 
     /// Whether a keeper holds the mount: root mounts it, nothing unmounts it when a process dies, and requests do not travel
@@ -226,6 +242,8 @@ impl MountOptions {
             "dirsync" => self.dirsync = true,
             "keeper" => self.keeper = true,
             "nokeeper" => self.keeper = false,
+            "late_close" => self.late_close = true,
+            "nolate_close" => self.late_close = false,
             _ => {}
         }
     }

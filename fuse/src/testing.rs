@@ -47,6 +47,10 @@ pub(crate) struct Shared {
     pub(crate) readdirs: AtomicU64,
     pub(crate) shut_down: AtomicBool,
     pub(crate) fail_sync: AtomicBool,
+    /// Waits for changes of names and attributes.
+    pub(crate) waits: AtomicU64,
+    /// Whether closes may come before what was written is stored.
+    pub(crate) late_closes: AtomicBool,
     /// Lookups of [`HANG`] names that have come.
     pub(crate) hanging: watch::Sender<u64>,
     /// They are answered.
@@ -539,7 +543,8 @@ impl Backend for Memory {
 
     fn hear_of_parents(&self, _hear: impl Fn(&Attr) + Send + Sync + 'static) {}
 
-    async fn sync_directory(&self, _creds: &Creds, _directory: InodeId) -> Result<()> {
+    async fn sync_changes(&self, _creds: &Creds, _inode: InodeId) -> Result<()> {
+        self.waits.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 

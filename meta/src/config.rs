@@ -48,7 +48,7 @@ pub struct MetaConfig {
     pub gc_interval_ms: u64,
     /// How long requests in progress may take when the server stops, milliseconds.
     pub stop_grace_ms: u64,
-    /// When making and removing names is answered: `"soon"`, as on a local disk, before it is on the metadata server's disk, where it
+    /// When making and removing names, and setting attributes, is answered: `"soon"`, as on a local disk, before it is on the metadata server's disk, where it
     /// is after some milliseconds, and for certain when `fsync` of the file or its directory or `close` returns; or
     /// `"durable"`, after that.
     pub answer_names: Answer,

@@ -207,14 +207,39 @@ impl Interests {
 
     /// Asks a client to give up the right to append to this file, if it watches.
     pub(crate) fn append_wanted(&self, holder: ClientId, inode: InodeId) {
-        let mut watchers = self.watchers.lock();
-        let slot = watchers.slots.get(&holder).copied();
-        if let Some(stream) = slot.and_then(|slot| watchers.streams.get_mut(&slot)) {
-            stream.send(pb::Invalidation {
-                append_wanted: vec![inode.0],
+        let append_wanted = vec![inode.0];
+        self.ask(
+            holder,
+            pb::Invalidation {
+                append_wanted,
                 ..pb::Invalidation::default()
-            });
+            },
+        );
+    }
+
+    /// Asks a client to report what it has written to these, and to return their delegations, if it watches.
+    pub(crate) fn recall(&self, holder: ClientId, inodes: &[InodeId]) {
+        let recalled = inodes.iter().map(|inode| inode.0).collect();
+        self.ask(
+            holder,
+            pb::Invalidation {
+                recalled,
+                ..pb::Invalidation::default()
+            },
+        );
+    }
+
+    fn ask(&self, client: ClientId, message: pb::Invalidation) {
+        let mut watchers = self.watchers.lock();
+        let slot = watchers.slots.get(&client).copied();
+        if let Some(stream) = slot.and_then(|slot| watchers.streams.get_mut(&slot)) {
+            stream.send(message);
         }
+    }
+
+    /// Whether the client can be told anything.
+    pub(crate) fn is_watching(&self, client: ClientId) -> bool {
+        self.watchers.lock().slots.contains_key(&client)
     }
 
     /// Who has cached the attributes: they ask anew after they are told. `own` is not told, and stays noted.

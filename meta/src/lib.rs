@@ -13,6 +13,7 @@
 pub mod chunks;
 pub mod cluster;
 pub mod config;
+mod delegations;
 mod gc;
 mod interests;
 pub mod kv;

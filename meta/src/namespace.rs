@@ -136,12 +136,38 @@ impl Namespace {
     async fn look<T: Send + 'static>(
         &self,
         caller: Option<&pb::Caller>,
-        body: impl Fn(&mut tx::Tx<'_>, &Who) -> Result<T> + Send + 'static,
+        body: impl Fn(&mut tx::Tx<'_>, &Who) -> Result<T> + Send + Sync + 'static,
     ) -> Result<T> {
         let who = self.who(caller)?;
         self.core.sessions.touch(who.client, 0, who.acknowledged)?;
-        self.blocking(move |core| core.read_for(who.client, |tx| body(tx, &who)))
-            .await
+        self.look_as(Arc::new(who), Arc::new(body)).await
+    }
+
+    async fn look_as<T: Send + 'static>(
+        &self,
+        who: Arc<Who>,
+        body: Arc<impl Fn(&mut tx::Tx<'_>, &Who) -> Result<T> + Send + Sync + 'static>,
+    ) -> Result<T> {
+        loop {
+            let (who, body) = (who.clone(), body.clone());
+            let look = move |core: &Core| core.read_for(who.client, |tx| body(tx, &who));
+            let seen = self.blocking(look).await;
+            if let Some(seen) = self.unless_withheld(seen).await {
+                return seen;
+            }
+        }
+    }
+
+    /// The outcome of an attempt; `None`: somebody else had to report something first and has done so, try again.
+    async fn unless_withheld<T>(&self, outcome: Result<T>) -> Option<Result<T>> {
+        match outcome {
+            Err(error) if error.code == ErrorCode::Delegated => {
+                let delegations = &self.core.sessions.delegations;
+                delegations.ended(InodeId(error.newer_version)).await;
+                None
+            }
+            outcome => Some(outcome),
+        }
     }
 
     /// As [`Self::look`], for requests that read a few records: they are answered at once if those are in memory,
@@ -149,23 +175,30 @@ impl Namespace {
     async fn glance<T: Send + 'static>(
         &self,
         caller: Option<&pb::Caller>,
-        body: impl Fn(&mut tx::Tx<'_>, &Who) -> Result<T> + Send + 'static,
+        body: impl Fn(&mut tx::Tx<'_>, &Who) -> Result<T> + Send + Sync + 'static,
     ) -> Result<T> {
         let who = self.who(caller)?;
         self.core.sessions.touch(who.client, 0, who.acknowledged)?;
         let glance = |tx: &mut tx::Tx<'_>| body(tx, &who);
-        if let Some(seen) = self.core.read_cached_for(who.client, glance) {
+        if let Some(seen) = self.core.read_cached_for(who.client, glance)
+            && let Some(seen) = self.unless_withheld(seen).await
+        {
             return seen;
         }
-        self.blocking(move |core| core.read_for(who.client, |tx| body(tx, &who)))
-            .await
+        self.look_as(Arc::new(who), Arc::new(body)).await
     }
 
     /// Tells a client of changes by others to what it is told from now on.
     pub(crate) fn watch_inodes(&self, req: &pb::WatchInodesRequest) -> Result<Watch> {
         let who = self.who(req.caller.as_ref())?;
         self.core.sessions.touch(who.client, 0, who.acknowledged)?;
-        Ok(self.core.interests.watch(who.client))
+        let watch = self.core.interests.watch(who.client);
+        // Perhaps it was asked while it did not listen.
+        let recalled = self.core.sessions.delegations.recalled_from(who.client);
+        if !recalled.is_empty() {
+            self.core.interests.recall(who.client, &recalled);
+        }
+        Ok(watch)
     }
 
     /// A request that changes something within one transaction.
@@ -173,27 +206,44 @@ impl Namespace {
         &self,
         caller: Option<&pb::Caller>,
         operation: Operation,
-        mut body: impl FnMut(&mut tx::Tx<'_>, &Who) -> Result<R> + Send + 'static,
+        body: impl Fn(&mut tx::Tx<'_>, &Who) -> Result<R> + Send + Sync + 'static,
     ) -> Result<R> {
         let who = self.who(caller)?;
-        let step = |tx: &mut tx::Tx<'_>| body(tx, &who).map(Step::Done);
-        if let Some(done) = self.core.hurry_step(&who, operation, step) {
-            let (Step::Done(reply), version) = done? else {
-                unreachable!("the step above is always done");
+        let body = Arc::new(body);
+        loop {
+            let step = |tx: &mut tx::Tx<'_>| body(tx, &who).map(Step::Done);
+            let changed = if let Some(done) = self.core.hurry_step(&who, operation, step) {
+                self.hurried(operation, done).await
+            } else {
+                let (who, body) = (who.clone(), body.clone());
+                let change = move |core: &Core| core.mutate(&who, operation, |tx| body(tx, &who));
+                self.blocking(change).await
             };
-            let soon = matches!(
-                operation,
-                Operation::Mkdir
-                    | Operation::Symlink
-                    | Operation::Mknod
-                    | Operation::Unlink
-                    | Operation::Rmdir
-            );
-            self.settle(version, soon).await?;
-            return Ok(reply);
+            if let Some(changed) = self.unless_withheld(changed).await {
+                return changed;
+            }
         }
-        self.blocking(move |core| core.mutate(&who, operation, |tx| body(tx, &who)))
-            .await
+    }
+
+    /// Waits for the disk, if it must, after what was done at once.
+    async fn hurried<R>(
+        &self,
+        operation: Operation,
+        done: Result<(Step<R>, CommitVersion)>,
+    ) -> Result<R> {
+        let (Step::Done(reply), version) = done? else {
+            unreachable!("what nothing blocks is always done");
+        };
+        let soon = matches!(
+            operation,
+            Operation::Mkdir
+                | Operation::Symlink
+                | Operation::Mknod
+                | Operation::Unlink
+                | Operation::Rmdir
+        );
+        self.settle(version, soon).await?;
+        Ok(reply)
     }
 
     /// Waits until a commit is durable, and all before it.
@@ -217,13 +267,13 @@ impl Namespace {
     }
 
     /// A request that a truncation in progress may block; `truncates`: it may itself begin one,
-    /// which is completed before the answer. `opens`: what it does is undone by nobody but the caller, who makes sure that it
-    /// is durable before it says so to a program ([`pb::SyncRequest`]).
+    /// which is completed before the answer. `soon`: otherwise its answer may come before it is durable, which the
+    /// caller sees to before it says so to a program ([`pb::SyncRequest`]).
     async fn step<R: prost::Message + Default + Answers + Clone + 'static>(
         self: &Arc<Self>,
         caller: Option<&pb::Caller>,
         operation: Operation,
-        (truncates, opens): (bool, bool),
+        (truncates, soon): (bool, bool),
         about: fn(&R) -> (Option<InodeId>, SessionId),
         body: impl Fn(&mut tx::Tx<'_>, &Who, &mut Option<Held>) -> Result<Step<R>>
         + Send
@@ -246,10 +296,13 @@ impl Namespace {
                 .core
                 .hurry_step(&who, operation, |tx| body(tx, &who, &mut held));
             let step = if let Some(done) = hurried {
+                let Some(done) = self.unless_withheld(done).await else {
+                    continue;
+                };
                 let (step, version) = done?;
                 keep(&step, held);
                 if let Step::Done(reply) = &step {
-                    let soon = opens && (!truncates || reply.is_new());
+                    let soon = soon && (!truncates || reply.is_new());
                     self.settle(version, soon).await?;
                 }
                 step
@@ -262,7 +315,10 @@ impl Namespace {
                     keep(&step, held);
                     Ok(step)
                 });
-                step.await?
+                let Some(step) = self.unless_withheld(step.await).await else {
+                    continue;
+                };
+                step?
             };
             match step {
                 Step::Blocked(inode) => self.finish_trim(inode).await?,

@@ -22,6 +22,8 @@ use emberfs_proto::ids::{ClientId, InodeId, SessionId};
 use emberfs_proto::{Error, ErrorCode, Result};
 use parking_lot::Mutex;
 
+use crate::delegations::Delegations;
+
 /// Most files that one client has open at once; further opens wait for a close.
 const MAX_SESSIONS_PER_CLIENT: usize = 1 << 20;
 
@@ -29,6 +31,8 @@ const MAX_SESSIONS_PER_CLIENT: usize = 1 << 20;
 pub(crate) struct Sessions {
     lease: Duration,
     table: Mutex<Table>,
+    /// What writers keep to themselves; it ends with their sessions.
+    pub(crate) delegations: Delegations,
 }
 
 #[derive(Default)]
@@ -139,6 +143,7 @@ impl Sessions {
         Self {
             lease,
             table: Mutex::default(),
+            delegations: Delegations::default(),
         }
     }
 
@@ -309,6 +314,7 @@ impl Sessions {
 
     /// Ends a session; true if none is left on its inode.
     pub(crate) fn remove(&self, inode: InodeId, session: SessionId) -> bool {
+        self.delegations.end(inode, session);
         let mut table = self.table.lock();
         let Some(open) = table
             .open

@@ -85,6 +85,7 @@ codes! {
     /** The two names are on different file systems. */ CrossDevice = 2015, Never, 18;
     /** Nothing of the file lies at the offset or behind it. */ BeyondEnd = 2030, Never, 6;
     /** A quota of the directory, the owner or the group leaves no room. */ QuotaExceeded = 2040, Never, 122;
+    /** Another client has to report first what it wrote, to the inode in `newer_version`. Never leaves the metadata server. */ Delegated = 2050, BackOff, 11;
     /** The value of an attribute is too large. */ ValueTooLarge = 2020, Never, 7;
 
     // 3000: transactional key-value store
@@ -139,7 +140,8 @@ pub struct Error {
     pub message: String,
     /// With [`ErrorCode::Busy`]: do not come back earlier than this, in milliseconds.
     pub retry_after_ms: u32,
-    /// With [`ErrorCode::StaleChainVersion`] and [`ErrorCode::TransactionTooOld`]: the newer version known to the peer.
+    /// With [`ErrorCode::StaleChainVersion`] and [`ErrorCode::TransactionTooOld`]: the newer version known to the peer. With
+    /// [`ErrorCode::Delegated`]: the inode.
     pub newer_version: u64,
 }
 

@@ -10,7 +10,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use emberfs_tests::{TestCluster, drop_cache, emberfs_binary, pattern, run, scale, wait};
+use emberfs_tests::{
+    ClusterOptions, TestCluster, drop_cache, emberfs_binary, pattern, run, scale, wait,
+};
 use rustix::fs::FlockOperation;
 
 /// Bytes of one large write.
@@ -105,6 +107,28 @@ fn changes_names(dir: &Path, stop: &AtomicBool) -> Result<u64> {
     Ok(count)
 }
 
+/// What was closed is there, stored or not.
+fn closes_files(dir: &Path, stop: &AtomicBool) -> Result<u64> {
+    let own = dir.join("closed");
+    fs::create_dir(&own)?;
+    let path = |index: u64| own.join(index.to_string());
+    let mut count = 0;
+    while !stop.load(Ordering::Relaxed) {
+        fs::write(path(count), records(count % 500)).context("write")?;
+        count += 1;
+    }
+    let listed = fs::read_dir(&own)?.count() as u64;
+    ensure!(listed == count, "{listed} files instead of {count}");
+    for index in 0..count {
+        ensure!(
+            fs::read(path(index))? == records(index % 500),
+            "{} holds other bytes",
+            path(index).display()
+        );
+    }
+    Ok(count)
+}
+
 fn lists(dir: &Path, stop: &AtomicBool) -> Result<u64> {
     let mut count = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -167,6 +191,7 @@ fn under_load(cluster: &TestCluster, disturb: impl Fn() -> Result<()>) -> Result
                 scope.spawn(|| writes_records(&plain, false, &stop)),
             ),
             ("log", scope.spawn(|| writes_records(&log, true, &stop))),
+            ("files", scope.spawn(|| closes_files(&dir, &stop))),
             ("names", scope.spawn(|| changes_names(&dir, &stop))),
             ("listings", scope.spawn(|| lists(&listed, &stop))),
             ("unlinked", scope.spawn(|| reads_unlinked(&dir, &stop))),
@@ -207,6 +232,15 @@ fn under_load(cluster: &TestCluster, disturb: impl Fn() -> Result<()>) -> Result
 #[test]
 fn a_worker_that_is_killed_is_replaced_and_nothing_is_lost_or_done_twice() -> Result<()> {
     let cluster = TestCluster::start(3, 3)?;
+    under_load(&cluster, || cluster.kill_mount_worker())
+}
+
+#[test]
+fn nor_is_what_was_closed_and_not_stored_yet() -> Result<()> {
+    let cluster = TestCluster::with(ClusterOptions {
+        mount_options: "late_close".to_owned(),
+        ..ClusterOptions::new(3, 3)
+    })?;
     under_load(&cluster, || cluster.kill_mount_worker())
 }
 

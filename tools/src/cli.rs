@@ -247,7 +247,7 @@ pub(crate) struct MountArgs {
     pub(crate) addr: String,
     /// Directory to mount on
     pub(crate) mountpoint: PathBuf,
-    /// ro, [no]allow_other, auto_unmount, subdir=, fsname=, subtype=, direct_io, sync, dirsync, threads=,
+    /// ro, [no]allow_other, auto_unmount, subdir=, fsname=, subtype=, direct_io, sync, dirsync, [no]late_close, threads=,
     /// max_background=, read_ahead_kb=, attr_timeout=, entry_timeout=, transport=auto|classic|ring,
     /// verify=page|transfer, [no]suid, [no]dev, [no]exec, [no]atime, [no]keeper
     #[arg(short = 'o', value_name = "OPTIONS", allow_hyphen_values = true)]

@@ -35,6 +35,7 @@ pub(crate) async fn mount(args: MountArgs) -> Result<Exit> {
     let source = format!("fsname={}", args.addr);
     let options = [&[source], args.options.as_slice()].concat().join(",");
     let parsed = MountOptions::parse(&options)?;
+    parsed.check()?;
     let path = absolute(&args.mountpoint)?;
     if args.worker {
         return kept::work(client_config(&args, &parsed), &path, parsed).await;

@@ -6,7 +6,7 @@ use emberfs_proto::ErrorCode;
 use emberfs_proto::pb::FileKind;
 
 use crate::testing::*;
-use crate::{CreateFlags, Creds};
+use crate::{CreateFlags, Creds, SetAttr};
 
 #[tokio::test]
 async fn a_change_whose_answer_was_lost_is_repeated_under_its_number() {
@@ -107,4 +107,35 @@ async fn paths_follow_links_and_dots() {
         error.code == ErrorCode::NotFound && error.message.contains("/nothing"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn what_was_answered_before_it_was_durable_is_asked_for_once() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    let syncs = || {
+        let state = cluster.meta.state.lock();
+        state
+            .changes
+            .iter()
+            .filter(|(verb, ..)| *verb == "sync")
+            .count()
+    };
+    let file = create(&client, "f").await;
+    file.sync().await.unwrap();
+    assert_eq!(syncs(), 1, "for its name");
+    client.sync_changes(&me(), file.inode()).await.unwrap();
+    assert_eq!(syncs(), 1, "the server has said so");
+    let changes = SetAttr {
+        mode: Some(0o600),
+        ..SetAttr::default()
+    };
+    client
+        .setattr(&me(), file.inode(), changes, None)
+        .await
+        .unwrap();
+    for _ in 0..2 {
+        client.sync_changes(&me(), file.inode()).await.unwrap();
+        assert_eq!(syncs(), 2);
+    }
 }

@@ -325,8 +325,18 @@ async fn an_mtime_that_was_set_survives_earlier_writes() {
         ..SetAttr::default()
     };
     client.setattr(&me(), inode, changes, None).await.unwrap();
-    file.close().await.unwrap();
+    let reported = cluster.meta.state.lock().ends.len();
+    assert_eq!(reported, 0, "it need not wait for them");
+    let seen = client.getattr(inode).await.unwrap();
+    assert_eq!((seen.size, seen.mtime), (10, Some(then.into())));
+    file.sync().await.unwrap();
     assert_eq!(cluster.meta.attr(inode.0).mtime, Some(then.into()));
+    // Later writes count.
+    client.setattr(&me(), inode, changes, None).await.unwrap();
+    file.write(0, pattern(20, 4)).await.unwrap();
+    file.close().await.unwrap();
+    let mtime = cluster.meta.attr(inode.0).mtime.unwrap();
+    assert!(mtime.seconds > 1_000_000, "{mtime:?}");
 }
 
 #[tokio::test]

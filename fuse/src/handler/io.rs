@@ -9,12 +9,16 @@ use emberfs_client::{Attr, CreateFlags, Creds, LockSpace, NewMode, OpenFlags, Re
 use emberfs_proto::ids::InodeId;
 use parking_lot::Mutex;
 
+use super::ghosts::is_gone;
 use super::inodes::Stamp;
 use super::namespace::check_name;
 use super::succession::Noted;
 use super::{Handler, bad_handle};
 use crate::backend::{Backend, OpenFile};
 use crate::takeover::OpenRecord;
+
+/// Files that are stored after their close at the same time; further closes wait.
+const MAX_LATE: usize = 256;
 
 /// An open file of the kernel's.
 pub(super) struct FileHandle<F> {
@@ -32,6 +36,8 @@ pub(super) struct FileHandle<F> {
     stamp: Stamp,
     /// The kernel has acted on the open's reply.
     confirmed: AtomicBool,
+    /// It counts as one that is stored after its close.
+    late: AtomicBool,
     /// Who opened it.
     pub(super) creds: Creds,
     /// Who has set locks of fcntl(2) through this handle.
@@ -52,6 +58,7 @@ impl<F> FileHandle<F> {
             synced: AtomicU64::new(0),
             stamp: Stamp::of(attr),
             confirmed: AtomicBool::new(false),
+            late: AtomicBool::new(false),
             creds: creds.clone(),
             lockers: Mutex::default(),
             noted: Noted::default(),
@@ -88,8 +95,8 @@ pub(crate) struct Opened {
     pub(crate) attr_stale: bool,
     /// Bypass the page cache.
     pub(crate) direct: bool,
-    /// Can this handle have something to flush at close?
-    pub(crate) writable: bool,
+    /// Whether closes are to be told: there may be something to flush, or a lock to end.
+    pub(crate) flushes: bool,
 }
 
 impl<B: Backend> Handler<B> {
@@ -155,7 +162,7 @@ impl<B: Backend> Handler<B> {
             keep_cache: verdict.keep_cache,
             attr_stale: verdict.attr_stale,
             direct: self.bypasses_cache(flags),
-            writable,
+            flushes: writable || self.locked.contains(attr.inode),
         };
         (attr, opened)
     }
@@ -246,39 +253,59 @@ impl<B: Backend> Handler<B> {
         Ok(())
     }
 
-    /// What close(2) waits for, so that it reports the errors of buffered writes. Ends the locks of fcntl(2) that
-    /// `owner` has on the file.
+    /// What close(2) waits for, so that it reports the errors of buffered writes; those of a small new file are stored when it
+    /// is released, which nobody waits for. Ends the locks of fcntl(2) that `owner` has on the file.
     pub(crate) async fn flush(&self, handle: u64, owner: u64) -> Result<()> {
         let file = self.file(handle)?;
-        let outcome = if file.is_dirty() {
+        let outcome = if file.is_dirty() && !self.closes_late(&file) {
             self.sync(&file).await
         } else {
             Ok(())
         };
-        file.lockers.lock().remove(&owner);
+        self.forget_locker(&file, owner);
         let inode = InodeId(file.inode);
         let unlocked = self.backend.release_locks(inode, owner, LockSpace::Posix);
         outcome.and(unlocked.await)
     }
 
-    /// Writes through any handle of this mount count: fsync(2) is about the file.
+    /// Whether close(2) returns before what was written is stored: then it is when the file is released.
+    fn closes_late(&self, file: &FileHandle<B::File>) -> bool {
+        let room = || self.late.load(Ordering::Relaxed) < MAX_LATE;
+        if !file.file.may_close_late() || !(file.late.load(Ordering::Relaxed) || room()) {
+            return false;
+        }
+        if !file.late.swap(true, Ordering::AcqRel) {
+            self.late.fetch_add(1, Ordering::Relaxed);
+        }
+        true
+    }
+
+    /// Writes through any handle of this mount count, and changes of attributes: fsync(2) is about the file.
     pub(crate) async fn fsync(&self, handle: u64) -> Result<()> {
         let file = self.file(handle)?;
-        self.sync_writers(file.inode).await
+        self.sync_writers(file.inode).await?;
+        let inode = InodeId(file.inode);
+        match self.backend.sync_changes(&file.creds, inode).await {
+            // Nothing is left to be durable.
+            Err(error) if is_gone(&error) => Ok(()),
+            synced => synced,
+        }
     }
 
     /// The last reference to the open is gone, and with it the flock of this owner.
     pub(crate) async fn release(&self, handle: u64, flock: Option<u64>) -> Result<()> {
-        let removed = self.files.write().remove(&handle);
-        let file = removed.ok_or_else(|| bad_handle(handle))?;
-        self.confirm(&file);
+        let file = self.file(handle)?;
         let outcome = if file.is_dirty() {
-            // Written through a mapping after the last close.
+            // Written through a mapping after the last close, or closed early. An fsync of the inode still finds it.
             self.sync(&file).await
         } else {
             Ok(())
         };
-        let lockers = std::mem::take(&mut *file.lockers.lock());
+        self.files.write().remove(&handle);
+        if file.late.load(Ordering::Acquire) {
+            self.late.fetch_sub(1, Ordering::Relaxed);
+        }
+        let lockers = self.take_lockers(&file);
         let posix = lockers.into_iter().map(|owner| (owner, LockSpace::Posix));
         let flock = flock.map(|owner| (owner, LockSpace::Flock));
         let mut outcome = outcome;

@@ -136,9 +136,8 @@ impl<B: Backend> Handler<B> {
         handle: Option<u64>,
     ) -> Result<Attr> {
         let inode = self.real(node)?;
-        if changes.size.is_some() || changes.mtime.is_some() {
-            // What was written before must not come after: neither beyond a truncate, nor its time
-            // over one that was set.
+        if changes.size.is_some() {
+            // What was written before must not come after, beyond a truncate.
             self.sync_writers(inode.0).await?;
         }
         let handle = handle.and_then(|handle| self.files.read().get(&handle).cloned());
@@ -297,7 +296,7 @@ impl<B: Backend> Handler<B> {
             return Ok(());
         }
         let inode = self.inode(node);
-        match self.backend.sync_directory(creds, inode).await {
+        match self.backend.sync_changes(creds, inode).await {
             Err(error) if is_gone(&error) && self.ghosts.knows(inode.0) => Ok(()),
             synced => synced,
         }

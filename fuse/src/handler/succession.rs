@@ -138,7 +138,7 @@ impl<B: Backend> Handler<B> {
             keep_cache: false,
             attr_stale: true,
             direct: self.bypasses_cache(file.flags),
-            writable: file.writable,
+            flushes: true,
         })
     }
 
@@ -294,6 +294,9 @@ impl<B: Backend> Handler<B> {
         let state = FileHandle::new(&attr, file, flags, &creds);
         self.inodes.opened(&mut attr, state.writable);
         state.lockers.lock().extend(record.lockers());
+        if record.lockers().next().is_some() {
+            self.locked.add(inode);
+        }
         let handle = record.handle;
         *state.noted.0.lock() = Some((place, record));
         self.files.write().insert(handle, Arc::new(state));

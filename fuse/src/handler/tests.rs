@@ -1,9 +1,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
-use emberfs_client::{Creds, NewMode, RenameFlags, SetAttr, TimeSet};
+use emberfs_client::{Creds, NewMode, RenameFlags, SetAttr};
 use emberfs_proto::ErrorCode;
 use emberfs_proto::ids::InodeId;
 use libc::{O_CREAT, O_DSYNC, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY};
@@ -91,6 +90,53 @@ async fn close_waits_for_written_data_and_reports_its_errors() {
 }
 
 #[tokio::test]
+async fn a_late_close_is_made_good_at_the_release_or_by_an_fsync() {
+    let (handler, memory, me) = handler();
+    memory.late_closes.store(true, Ordering::Relaxed);
+    let new = async |name: &str| {
+        let (attr, open) = handler
+            .create(&me, ROOT_NODE, name.as_bytes(), MODE, O_CREAT | O_WRONLY)
+            .await
+            .unwrap();
+        let written = handler.write(open.handle, 0, DATA, (false, false));
+        written.await.unwrap();
+        handler.flush(open.handle, 0).await.unwrap();
+        (attr.inode, open.handle)
+    };
+    let size = |inode| memory.server_attr(inode).size;
+    let (inode, handle) = new("released").await;
+    assert_eq!(size(inode), 0);
+    handler.release(handle, None).await.unwrap();
+    assert_eq!(size(inode), 12);
+
+    let (inode, handle) = new("synced").await;
+    let reader = handler.open(&me, inode, O_RDONLY).await.unwrap();
+    assert_eq!(memory.waits.load(Ordering::Relaxed), 0);
+    handler.fsync(reader.handle).await.unwrap();
+    assert_eq!(memory.waits.load(Ordering::Relaxed), 1, "for its name");
+    assert_eq!(size(inode), 12);
+    memory.fail_sync.store(true, Ordering::Relaxed);
+    handler.release(handle, None).await.unwrap();
+    memory.fail_sync.store(false, Ordering::Relaxed);
+
+    // Not for ever more of them.
+    let mut open = Vec::new();
+    for n in 0.. {
+        let (inode, handle) = new(&n.to_string()).await;
+        open.push(handle);
+        if size(inode) > 0 {
+            break;
+        }
+    }
+    assert_eq!(open.len(), 257);
+    handler.release(open.remove(0), None).await.unwrap();
+    let (inode, _) = new("room again").await;
+    assert_eq!(size(inode), 0);
+    handler.finish().await;
+    assert_eq!(memory.open_files.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
 async fn a_synchronous_write_is_on_the_server_when_it_returns() {
     let (handler, memory, me) = handler();
     let flags = O_CREAT | O_WRONLY | O_DSYNC;
@@ -162,28 +208,6 @@ async fn an_opening_truncate_empties_what_another_handle_wrote() {
         .await
         .unwrap();
     assert_eq!(handler.getattr(attr.inode).await.unwrap().0.size, 0);
-}
-
-#[tokio::test]
-async fn a_time_that_was_set_survives_the_close() {
-    let (handler, memory, me) = handler();
-    let (attr, open) = handler
-        .create(&me, ROOT_NODE, b"f", MODE, O_CREAT | O_WRONLY)
-        .await
-        .unwrap();
-    handler
-        .write(open.handle, 0, DATA, (false, false))
-        .await
-        .unwrap();
-    let then = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
-    let times = SetAttr {
-        mtime: Some(TimeSet::At(then)),
-        ..SetAttr::default()
-    };
-    handler.setattr(&me, attr.inode, times, None).await.unwrap();
-    handler.flush(open.handle, 0).await.unwrap();
-    handler.release(open.handle, None).await.unwrap();
-    assert_eq!(memory.server_attr(attr.inode).mtime, Some(then.into()));
 }
 
 #[tokio::test]

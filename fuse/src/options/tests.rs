@@ -2,7 +2,12 @@ use super::*;
 
 #[test]
 fn nothing_means_the_defaults() {
-    for text in ["", ",", "defaults", "rw,async,nosuid,nodev,exec,atime"] {
+    for text in [
+        "",
+        ",",
+        "defaults",
+        "rw,async,nosuid,nodev,exec,atime,nolate_close",
+    ] {
         assert_eq!(
             MountOptions::parse(text).unwrap(),
             MountOptions::default(),
@@ -15,7 +20,7 @@ fn nothing_means_the_defaults() {
 fn every_value_reaches_its_field() {
     let text = "ro,allow_other,auto_unmount,fsname=ember:7400,subtype=ember,direct_io,subdir=/a/b/,\
                 threads=9,max_background=77,read_ahead_kb=128,attr_timeout=0.25,entry_timeout=3,\
-                transport=classic,verify=transfer,suid,dev,noexec,noatime,sync,dirsync";
+                transport=classic,verify=transfer,suid,dev,noexec,noatime,sync,dirsync,late_close";
     let expected = MountOptions {
         keeper: true,
         read_only: true,
@@ -39,8 +44,19 @@ fn every_value_reaches_its_field() {
         noatime: true,
         sync: true,
         dirsync: true,
+        late_close: true,
     };
     assert_eq!(MountOptions::parse(text).unwrap(), expected);
+}
+
+#[test]
+fn a_late_close_needs_a_keeper() {
+    MountOptions::default().check().unwrap();
+    for text in ["nokeeper", "auto_unmount", "transport=ring"] {
+        let options = MountOptions::parse(&format!("late_close,{text}")).unwrap();
+        let refused = options.check().unwrap_err().to_string();
+        assert!(refused.contains("needs a keeper"), "{refused}");
+    }
 }
 
 #[test]

@@ -146,7 +146,7 @@ pub(crate) fn fopen_flags(opened: &Opened) -> FopenFlags {
         (opened.direct, FopenFlags::FOPEN_DIRECT_IO),
         (opened.direct, FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES),
         // Nothing to flush at close: spares a request.
-        (!opened.writable, FopenFlags::FOPEN_NOFLUSH),
+        (!opened.flushes, FopenFlags::FOPEN_NOFLUSH),
     ];
     chosen
         .into_iter()

@@ -38,7 +38,7 @@ pub async fn work(
         let (note, descriptors) = next(&line).await?;
         let outcome = match note.say() {
             Say::Try => try_cluster(&config).await,
-            Say::Become => match become_client(&config, &note).await {
+            Say::Become => match become_client(&config, &note, options.late_close).await {
                 Ok(connected) => {
                     client = Some(connected);
                     Ok(())
@@ -91,7 +91,7 @@ async fn try_cluster(config: &ClientConfig) -> Result<()> {
     Ok(())
 }
 
-async fn become_client(config: &ClientConfig, note: &Note) -> Result<Client> {
+async fn become_client(config: &ClientConfig, note: &Note, delegations: bool) -> Result<Client> {
     let client = ClientId::from_bytes(&note.client);
     let client = client.ok_or_else(|| protocol("a client's id has 16 bytes"))?;
     let config = ClientConfig {
@@ -100,6 +100,7 @@ async fn become_client(config: &ClientConfig, note: &Note) -> Result<Client> {
             instance: note.instance,
         }),
         keep_pieces: true,
+        delegations,
         ..config.clone()
     };
     Client::connect(config).await

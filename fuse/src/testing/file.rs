@@ -99,6 +99,10 @@ impl OpenFile for MemoryFile {
         Ok(())
     }
 
+    fn may_close_late(&self) -> bool {
+        self.memory.late_closes.load(Ordering::Relaxed)
+    }
+
     async fn close(self) -> Result<()> {
         self.memory.open_files.fetch_sub(1, Ordering::Relaxed);
         Ok(())

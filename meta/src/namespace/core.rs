@@ -222,6 +222,9 @@ impl Core {
                 ClientId::from_bytes(&record.client),
             ) {
                 self.sessions.restore_session(inode, session, client);
+                if record.delegated {
+                    self.sessions.delegations.grant(inode, session, client);
+                }
             }
             Ok(())
         })
@@ -282,14 +285,22 @@ impl Core {
         let noter = self.interests.noter(client);
         let look = || {
             let mut txn = begin();
-            body(&mut Tx::read_only(self, &mut *txn, noter.clone()))
+            let mut tx = Tx::read_only(self, &mut *txn, noter.clone()).asked_by(Some(client));
+            let seen = body(&mut tx)?;
+            tx.check_withheld()?;
+            Ok(seen)
         };
-        let before = self.interests.clock();
+        let clocks = || {
+            let changes = noter.is_some().then(|| self.interests.clock());
+            (changes, self.sessions.delegations.clock())
+        };
+        let before = clocks();
         let seen = look();
-        if noter.is_none() || self.interests.clock() == before {
+        if clocks() == before {
             return seen;
         }
-        // Everything is noted now: what changes after this look is told.
+        // Everything is noted now: what changes after this look is told. What was withheld when it began and is not now
+        // is in this one.
         look()
     }
 
@@ -308,8 +319,9 @@ impl Core {
         let (value, changed) = {
             let _gate = self.quotas.gate.read();
             kv::run_idempotent(&*self.engine, &self.policy, |txn| {
-                let mut tx = Tx::new(self, txn, noter.clone());
+                let mut tx = Tx::new(self, txn, noter.clone()).asked_by(client);
                 let value = body(&mut tx)?;
+                tx.check_withheld()?;
                 tx.settle_usage()?;
                 Ok((value, tx.into_changed()))
             })?
@@ -328,8 +340,9 @@ impl Core {
         let noter = client.and_then(|client| self.interests.noter(client));
         let gate = self.quotas.gate.try_read()?;
         let mut txn = self.engine.begin_cached();
-        let mut tx = Tx::new(self, &mut *txn, noter);
+        let mut tx = Tx::new(self, &mut *txn, noter).asked_by(client);
         let done = body(&mut tx).and_then(|value| {
+            tx.check_withheld()?;
             tx.settle_usage()?;
             Ok(value)
         });

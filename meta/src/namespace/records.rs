@@ -195,6 +195,9 @@ pub(crate) struct DirTimes {
 pub(crate) struct SessionRecord {
     #[prost(bytes = "bytes", tag = "1")]
     pub(crate) client: Bytes,
+    /// It began with a delegation, see [`crate::delegations`].
+    #[prost(bool, tag = "2")]
+    pub(crate) delegated: bool,
 }
 
 /// A client that has attached.

@@ -64,7 +64,7 @@ impl Namespace {
         self.step(
             caller.as_ref(),
             Operation::SetAttr,
-            (truncates, false),
+            (truncates, true),
             changed,
             body,
         )
@@ -141,12 +141,13 @@ impl Namespace {
             let req = req.clone();
             let body = move |tx: &mut Tx<'_>| ops::open::open_read(tx, &who, &req, session);
             let step = match self.core.read_cached_for(client, &body) {
-                Some(step) => step?,
-                None => {
-                    self.blocking(move |core| core.read_for(client, body))
-                        .await?
-                }
+                Some(step) => step,
+                None => self.blocking(move |core| core.read_for(client, body)).await,
             };
+            let Some(step) = self.unless_withheld(step).await else {
+                continue;
+            };
+            let step = step?;
             if let (Step::Done(_), Some(held)) = (&step, held) {
                 held.keep();
             }
@@ -274,15 +275,23 @@ impl Namespace {
         reply
     }
 
-    /// Ends sessions that have nothing to report.
+    /// Ends sessions that have nothing to report, and delegations.
     pub(crate) async fn close_many(&self, req: pb::CloseManyRequest) -> Result<pb::CloseManyReply> {
         const MOST: usize = 4096;
         let who = self.who(req.caller.as_ref())?;
         self.core.sessions.touch(who.client, 0, who.acknowledged)?;
         let mut sessions = req.sessions;
-        if sessions.len() > MOST {
-            let what = format!("{} sessions in one request; at most {MOST}", sessions.len());
+        let most = sessions.len().max(req.returned.len());
+        if most > MOST {
+            let what = format!("{most} sessions in one request; at most {MOST}");
             return Err(Error::new(ErrorCode::InvalidArgument, what));
+        }
+        for inode in req.returned {
+            let delegations = &self.core.sessions.delegations;
+            delegations.give_back(InodeId(inode), who.client);
+        }
+        if sessions.is_empty() {
+            return Ok(pb::CloseManyReply {});
         }
         sessions.retain(|one| {
             let (inode, session) = (InodeId(one.inode), SessionId(one.session));

@@ -3,6 +3,7 @@
 
 mod acl;
 mod attributes;
+mod delegations;
 mod durability;
 mod exactly_once;
 mod fixture;

@@ -13,7 +13,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use emberfs_proto::ids::InodeId;
+use emberfs_proto::ids::{ClientId, InodeId};
 use emberfs_proto::pb::{self, FileKind};
 use emberfs_proto::{Error, ErrorCode, Result};
 use prost::Message;
@@ -36,6 +36,10 @@ pub(crate) struct Tx<'a> {
     conflicts: bool,
     /// Notes what its caller is told.
     noter: Option<Noter>,
+    /// Who is told.
+    asker: Option<ClientId>,
+    /// A file that he may not be told of yet, see [`crate::delegations`].
+    withheld: Option<InodeId>,
     /// What it changes, for those who cached it.
     changed: Changed,
     /// The directories that it looked at.
@@ -57,6 +61,8 @@ impl<'a> Tx<'a> {
             txn,
             conflicts: true,
             noter,
+            asker: None,
+            withheld: None,
             changed: Changed::default(),
             dirs: Vec::new(),
             touched: Vec::new(),
@@ -74,6 +80,40 @@ impl<'a> Tx<'a> {
         Self {
             conflicts: false,
             ..Self::new(core, txn, noter)
+        }
+    }
+
+    /// Its caller is this client.
+    pub(crate) fn asked_by(self, asker: Option<ClientId>) -> Self {
+        Self { asker, ..self }
+    }
+
+    /// At its end: [`ErrorCode::Delegated`] if its caller would be told of a file that somebody else has to report first.
+    pub(crate) fn check_withheld(&self) -> Result<()> {
+        match self.withheld {
+            Some(inode) => {
+                let what = format!("inode {inode} is delegated to another client");
+                Err(Error::new(ErrorCode::Delegated, what).newer_version(inode.0))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// A file is given a name, which is not to be seen before what was written to it: whoever holds it reports.
+    pub(crate) fn expose(&mut self, record: &InodeRecord) {
+        self.recall(record, None);
+    }
+
+    fn recall(&mut self, record: &InodeRecord, asker: Option<ClientId>) {
+        if !record.is_file() {
+            return;
+        }
+        let delegations = &self.core.sessions.delegations;
+        if let Some((holder, first)) = delegations.withheld(record.id(), asker) {
+            self.withheld = Some(record.id());
+            if first {
+                self.core.interests.recall(holder, &[record.id()]);
+            }
         }
     }
 
@@ -339,6 +379,9 @@ impl<'a> Tx<'a> {
     pub(crate) fn attr(&mut self, record: &InodeRecord) -> Result<pb::Attr> {
         if let Some(noter) = &self.noter {
             noter.attributes(record.id());
+        }
+        if self.asker.is_some() {
+            self.recall(record, self.asker);
         }
         let mut attr = self.plain_attr(record);
         if record.is_dir() {

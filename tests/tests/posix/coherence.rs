@@ -4,6 +4,7 @@
 //! other mount has changed something there, long before what was told would expire by itself.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -126,5 +127,71 @@ fn what_was_believed_before_the_metadata_server_restarted_is_asked_for_again() -
         let lens = [fs::metadata(one.join("written"))?, open.metadata()?].map(|meta| meta.len());
         Ok(lens == [6, 6] && !believed("renamed") && believed("made"))
     })?;
+    Ok(())
+}
+
+/// With `late_close` a small new file is closed before its mount has stored it. Whoever looks then, by whatever way, finds what was written.
+#[test]
+fn what_was_just_closed_is_there_for_others() -> Result<()> {
+    const WAYS: usize = 8;
+    let cluster = TestCluster::start(3, 3)?;
+    let second = cluster.mount_again("late_close")?;
+    let (one, other) = (second.path().join("d"), cluster.mount().join("d"));
+    fs::create_dir(&one)?;
+    fs::create_dir(one.join("kept"))?;
+    wait(TOLD, || Ok(other.join("kept").exists()))?;
+    for round in 0..25 * WAYS {
+        let bytes: Vec<u8> = (0..=round * 61).map(|i| (i + round) as u8).collect();
+        let name = format!("f{round}");
+        fs::write(one.join(&name), &bytes)?;
+        let there = other.join(&name);
+        let read = match round % WAYS {
+            0 => fs::read(&there)?,
+            1 => {
+                let seen = fs::metadata(&there)?.len();
+                ensure!(seen == bytes.len() as u64, "{seen} bytes in round {round}");
+                fs::read(&there)?
+            }
+            2 => {
+                let listed = fs::read_dir(&other)?.map(|entry| {
+                    let entry = entry?;
+                    Ok((entry.file_name(), entry.metadata()?.len()))
+                });
+                let listed = listed.collect::<Result<Vec<_>>>()?;
+                let found = (std::ffi::OsString::from(&name), bytes.len() as u64);
+                ensure!(listed.contains(&found), "{listed:?} in round {round}");
+                fs::read(&there)?
+            }
+            3 => {
+                fs::rename(&there, other.join("kept").join(&name))?;
+                fs::read(one.join("kept").join(&name))?
+            }
+            4 => {
+                fs::hard_link(&there, other.join("kept").join(&name))?;
+                fs::read(other.join("kept").join(&name))?
+            }
+            5 => {
+                let mut file = fs::OpenOptions::new().append(true).open(&there)?;
+                file.write_all(b"more")?;
+                drop(file);
+                let read = fs::read(&there)?;
+                ensure!(read.ends_with(b"more"), "round {round}");
+                read[..read.len() - 4].to_vec()
+            }
+            6 => {
+                fs::copy(&there, other.join("kept").join(&name))?;
+                fs::read(one.join("kept").join(&name))?
+            }
+            // By its writer, who has it open again.
+            _ => {
+                let file = fs::File::open(one.join(&name))?;
+                file.sync_all()?;
+                fs::read(&there)?
+            }
+        };
+        ensure!(read == bytes, "round {round}");
+    }
+    drop(second);
+    cluster.fsck()?.expect_code(0)?;
     Ok(())
 }

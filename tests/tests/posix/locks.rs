@@ -140,9 +140,23 @@ fn locks_hold_within_a_mount_and_between_two() -> Result<()> {
         second.path().join("between"),
     );
     table(&mut checks, &one, &other, "two mounts");
+    closing_any_descriptor_ends_them(&mut checks, &path);
     waits_can_be_interrupted(&mut checks, &one);
     deadlocks_are_told(&mut checks, &one, &other);
     checks.finish()
+}
+
+/// Those of fcntl that a process has on a file, though it closes another descriptor, which cannot even write.
+fn closing_any_descriptor_ends_them(checks: &mut Checks, path: &Path) {
+    let (held, other) = (open(path), open(path));
+    let mut request = description(libc::F_WRLCK, 0, 0);
+    let locked = control(&held, libc::F_SETLK, &mut request);
+    checks.works("F_SETLK", locked);
+    let taken = lock(&other, libc::F_WRLCK, 0, 0, false);
+    checks.fails("it holds", taken, Errno::AGAIN);
+    drop(File::open(path));
+    let free = lock(&other, libc::F_WRLCK, 0, 0, false);
+    checks.works("a reader's close ends it", free);
 }
 
 /// A program that waits for a lock can be killed.

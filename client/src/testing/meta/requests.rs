@@ -19,6 +19,11 @@ impl Metadata for FakeMeta {
         for one in &request.get_ref().sessions {
             state.sessions.remove(&one.session);
         }
+        let reported = state.ends.len();
+        let returned = request.get_ref().returned.iter();
+        state
+            .returned
+            .extend(returned.map(|&inode| (inode, reported)));
         Ok(Response::new(pb::CloseManyReply {}))
     }
 
@@ -178,7 +183,8 @@ impl Metadata for FakeMeta {
                 state.resize(inode, 0)?;
             }
             state.names.insert(request.name.clone(), inode);
-            let reply = state.session(inode, request.write, existing.is_none());
+            let mut reply = state.session(inode, request.write, existing.is_none());
+            reply.delegated = request.delegate && existing.is_none();
             state.records.insert(number, reply.clone());
             Ok(Response::new(reply))
         })
@@ -216,6 +222,10 @@ impl Metadata for FakeMeta {
     async fn sync(&self, request: Request<pb::SyncRequest>) -> Reply<pb::AttrReply> {
         let request = request.into_inner();
         self.change("sync", request.caller.as_ref(), |state| {
+            if request.session == 0 && request.end.is_none() {
+                let attr = *state.file(request.inode)?;
+                return Ok(Response::new(attr_reply(Some(attr))));
+            }
             state.sync(&request, false)
         })
     }
@@ -300,7 +310,12 @@ impl Metadata for FakeMeta {
     }
 
     async fn stat_fs(&self, _: Request<pb::StatFsRequest>) -> Reply<pb::StatFsReply> {
-        fail(ErrorCode::Unsupported, "not faked")
+        let free = self.state.lock().free;
+        Ok(Response::new(pb::StatFsReply {
+            capacity: 1 << 40,
+            free,
+            ..pb::StatFsReply::default()
+        }))
     }
 
     async fn summary(&self, _: Request<pb::SummaryRequest>) -> Reply<pb::SummaryReply> {

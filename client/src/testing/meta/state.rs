@@ -39,6 +39,10 @@ pub(crate) struct State {
     pub(crate) acknowledged: u64,
     /// The newest process of each client.
     pub(super) instances: HashMap<Bytes, u32>,
+    /// Delegations that were returned, and how many ends were reported before.
+    pub(crate) returned: Vec<(u64, usize)>,
+    /// Bytes that are free.
+    pub(crate) free: u64,
     /// Requests for room: (inode, end).
     pub(crate) reserved: Vec<(u64, u64)>,
     /// How long a limited file may be.
@@ -107,6 +111,7 @@ impl State {
         self.sessions.insert(self.last_session, (inode, write));
         let attr = self.files.get(&inode).copied();
         pb::OpenReply {
+            delegated: false,
             attr,
             session: self.last_session,
             created,

@@ -45,11 +45,20 @@ pub(crate) fn create(
     }
     // What one creates one may write, whatever the mode says.
     let session = open::begin_session(tx, who, file.id(), req.write, held)?;
-    let attr = Some(tx.attr(&file)?);
+    let attr = tx.attr(&file)?;
+    // Room that a quota leaves is asked for before close(2) says that there was enough.
+    let delegated =
+        req.delegate && req.write && !attr.limited && tx.core.interests.is_watching(who.client);
+    if delegated {
+        let delegations = &tx.core.sessions.delegations;
+        delegations.grant(file.id(), session, who.client);
+        open::put_session(tx, who, file.id(), (session, true));
+    }
     Ok(Step::Done(pb::OpenReply {
-        attr,
+        attr: Some(attr),
         session: session.0,
         created: true,
+        delegated,
         ..Default::default()
     }))
 }

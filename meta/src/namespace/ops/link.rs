@@ -43,6 +43,7 @@ pub(crate) fn link(tx: &mut Tx<'_>, cred: &Cred, req: &pb::LinkRequest) -> Resul
     tx.put_inode(&inode);
     tx.put_dentry(parent, &req.name, &inode);
     tx.touch_dir(parent);
+    tx.expose(&inode);
     let attr = Some(tx.attr(&inode)?);
     Ok(pb::AttrReply {
         attr,

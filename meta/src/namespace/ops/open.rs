@@ -118,10 +118,23 @@ pub(super) fn begin_session(
     // An earlier attempt's session goes with this assignment.
     *held = Some(sessions.hold(inode, session, who.client, write, who.request)?);
     if write {
-        let client = who.client.to_bytes();
-        tx.put(&keys::session(inode, session), &SessionRecord { client });
+        put_session(tx, who, inode, (session, false));
     }
     Ok(session)
+}
+
+/// Stores a write session.
+pub(super) fn put_session(
+    tx: &mut Tx<'_>,
+    who: &Who,
+    inode: InodeId,
+    (session, delegated): (SessionId, bool),
+) {
+    let record = SessionRecord {
+        client: who.client.to_bytes(),
+        delegated,
+    };
+    tx.put(&keys::session(inode, session), &record);
 }
 
 /// Whether the caller may open this.

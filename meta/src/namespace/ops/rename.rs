@@ -89,6 +89,7 @@ pub(crate) fn rename(
     place(tx, &mut moved, from, to, &req.new_name);
     tx.touch_dir(from);
     tx.touch_dir(to);
+    tx.expose(&moved);
     let moved = Some(tx.attr(&moved)?);
     Ok(pb::RenameReply {
         moved,

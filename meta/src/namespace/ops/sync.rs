@@ -82,7 +82,7 @@ pub(crate) fn sync(
             // A report that tells nothing new comes from writes before, not from one since.
             if inode != before {
                 xattr::drop_capability(tx, &mut inode)?;
-                inode.ctime = tx.now;
+                inode.ctime = changed_at(tx, who, &inode);
                 tx.put_inode(&inode);
             }
         }
@@ -98,6 +98,21 @@ pub(crate) fn sync(
         attr,
         ..Default::default()
     }))
+}
+
+/// When the file changed. Of one that is delegated the writer has been told already that it was when it wrote.
+fn changed_at(tx: &Tx<'_>, who: &Who, inode: &InodeRecord) -> pb::Time {
+    let delegations = &tx.core.sessions.delegations;
+    if !delegations.is_held_by(inode.id(), who.client) {
+        return tx.now;
+    }
+    let written = time::later(inode.mtime, inode.ctime);
+    // Not in the future, whatever the client's clock says.
+    if time::later(written, tx.now) == tx.now {
+        written
+    } else {
+        tx.now
+    }
 }
 
 /// Ends the records of those sessions that write.

@@ -364,12 +364,14 @@ async fn many_sessions_end_by_one_request_and_only_ones_own() {
     let foreign = pb::CloseManyRequest {
         caller: f.client(9, 0),
         sessions: sessions.clone(),
+        returned: Vec::new(),
     };
     f.ns.close_many(foreign).await.unwrap();
     assert_eq!(f.summary().await.sessions, 3);
     let own = pb::CloseManyRequest {
         caller: f.root(),
         sessions,
+        returned: Vec::new(),
     };
     for _ in 0..2 {
         f.ns.close_many(own.clone()).await.unwrap();

@@ -65,6 +65,7 @@ async fn a_writer_is_granted_steps_and_the_last_close_gives_the_rest_back() {
             inode: file,
             session: third,
         }],
+        returned: Vec::new(),
     };
     f.ns.close_many(many).await.unwrap();
     assert_eq!(used(&f, Tree, dir).await.0, 100);
