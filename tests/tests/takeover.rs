@@ -229,6 +229,13 @@ fn under_load(cluster: &TestCluster, disturb: impl Fn() -> Result<()>) -> Result
     Ok(())
 }
 
+fn closing_late() -> ClusterOptions {
+    ClusterOptions {
+        mount_options: "late_close".to_owned(),
+        ..ClusterOptions::new(3, 3)
+    }
+}
+
 #[test]
 fn a_worker_that_is_killed_is_replaced_and_nothing_is_lost_or_done_twice() -> Result<()> {
     let cluster = TestCluster::start(3, 3)?;
@@ -237,16 +244,13 @@ fn a_worker_that_is_killed_is_replaced_and_nothing_is_lost_or_done_twice() -> Re
 
 #[test]
 fn nor_is_what_was_closed_and_not_stored_yet() -> Result<()> {
-    let cluster = TestCluster::with(ClusterOptions {
-        mount_options: "late_close".to_owned(),
-        ..ClusterOptions::new(3, 3)
-    })?;
+    let cluster = TestCluster::with(closing_late())?;
     under_load(&cluster, || cluster.kill_mount_worker())
 }
 
 #[test]
 fn a_worker_is_replaced_under_load_without_an_error() -> Result<()> {
-    let cluster = TestCluster::start(3, 3)?;
+    let cluster = TestCluster::with(closing_late())?;
     let mount = cluster.mount();
     let path = mount.to_str().context("a path that is text")?;
     under_load(&cluster, || {

@@ -114,6 +114,20 @@ fn set_id_bits_go_when_they_should() -> Result<()> {
             set_mode(&file, bits).expect("changed");
             checks.works("a write by another", as_user(ALICE, || append(&file)));
             checks.equal(&format!("{ids} after a write"), mode(&file), foreign);
+            // One that goes through pages.
+            set_mode(&file, bits).expect("changed");
+            let over = || rustix::io::write(open(&file, OFlags::WRONLY, Mode::empty())?, b"y");
+            checks.works("a write over it", as_user(ALICE, over));
+            checks.equal(&format!("{ids} after that"), mode(&file), foreign);
+            // One that was permitted when it was opened.
+            set_mode(&file, bits).expect("changed");
+            let open_it = || open(&file, OFlags::WRONLY, Mode::empty());
+            let opened = as_user(ALICE, open_it).expect("opened");
+            set_mode(&file, bits & !0o002).expect("changed");
+            let late = as_user(ALICE, || rustix::io::write(&opened, b"z"));
+            checks.works("a late write", late);
+            drop(opened);
+            checks.equal(&format!("{ids} after that"), mode(&file), foreign & !0o002);
             set_mode(&file, bits).expect("changed");
             let cut = as_user(ALICE, || {
                 open(&file, OFlags::WRONLY | OFlags::TRUNC, Mode::empty()).map(drop)

@@ -27,7 +27,9 @@ pub(crate) fn setattr(
         xattr::drop_capability(tx, &mut inode)?;
     }
     if let Some(mode) = req.mode {
-        change_mode(cred, &mut inode, &before, mode)?;
+        let session = SessionId(req.session);
+        let writes = tx.core.sessions.check(who.client, inode.id(), session) == Some(true);
+        change_mode(cred, &mut inode, &before, mode, writes)?;
     }
     let mtime = change_times(tx, cred, &mut inode, &before, req)?;
     if let Some(size) = req.size {
@@ -112,12 +114,14 @@ fn change_mode(
     inode: &mut InodeRecord,
     before: &InodeRecord,
     mode: u32,
+    writes: bool,
 ) -> Result<()> {
     let mut mode = mode & access::MODE_BITS;
-    // Whoever may write a file takes its set-id bits away by writing; kernels ask for it this way.
+    // Whoever may write a file, or has it open for that, takes its set-id bits away by writing; kernels ask for it this way.
     let lost = before.mode & !mode;
     let only_set_ids = mode & !before.mode == 0 && lost & !(SETUID | SETGID) == 0;
-    if !(only_set_ids && access::allows(cred, before, access::WRITE)) {
+    let may_write = writes || access::allows(cred, before, access::WRITE);
+    if !(only_set_ids && may_write) {
         access::check_owner(cred, before)?;
     }
     if !cred.is_root() && !cred.in_group(inode.gid) {
