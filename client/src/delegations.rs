@@ -54,6 +54,8 @@ struct State {
     making: usize,
     /// Recalled while files were being made: perhaps one of those.
     early: HashSet<InodeId>,
+    /// Some may have been missed while files were being made.
+    missed: bool,
 }
 
 /// A file is being made.
@@ -65,6 +67,7 @@ impl Drop for Making<'_> {
         state.making -= 1;
         if state.making == 0 {
             state.early.clear();
+            state.missed = false;
         }
     }
 }
@@ -82,10 +85,15 @@ impl Delegations {
     /// The server has given one for an open that is known to its inode; whether it still holds.
     pub(crate) fn given(&self, inode: InodeId, handle: &Handle) -> bool {
         let state = self.state.lock();
-        let holds = state.watching && !state.early.contains(&inode);
+        let holds = state.watching && !state.missed && !state.early.contains(&inode);
         handle.delegated.store(holds, Ordering::SeqCst);
         self.used.store(true, Ordering::Relaxed);
         holds
+    }
+
+    fn missed(&self) {
+        let mut state = self.state.lock();
+        state.missed = state.making > 0;
     }
 
     fn recalled(&self, inodes: &[InodeId]) {
@@ -108,6 +116,7 @@ impl Core {
 
     /// Recalls may have been missed.
     pub(crate) fn return_all(self: &Arc<Self>) {
+        self.delegations.missed();
         let delegated = |state: &Arc<InodeState>| state.delegated().next().is_some();
         let known = self.all_known().into_iter().filter(delegated);
         self.recalled(known.map(|state| state.inode).collect());
@@ -230,6 +239,11 @@ mod tests {
         // Nobody is left whom it could be about.
         all.recalled(&[FILE]);
         assert!(all.state.lock().early.is_empty());
+        let making = all.making();
+        all.missed();
+        assert!(!all.given(InodeId(10), &held), "its recall may be lost");
+        drop(making);
+        assert!(all.given(InodeId(11), &held));
         all.state.lock().watching = false;
         assert!(!all.given(InodeId(9), &held));
     }

@@ -210,8 +210,8 @@ impl Core {
         } else {
             rpc!(self.meta, &handle.creds, Own, sync, request)
         };
-        // Answers to these come when all before them is durable.
         let attr = attr_of(reply?.attr)?;
+        // Answers to these come when all before them is durable.
         state.fresh.store(false, Ordering::Release);
         Ok(attr)
     }

@@ -26,10 +26,20 @@ impl NameChanges {
         self.made.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> u64 {
+        self.made.load(Ordering::Acquire)
+    }
+
+    /// Whether the server has said of so many that they are durable.
+    pub(crate) fn are_durable(&self, made: u64) -> bool {
+        self.durable.load(Ordering::Acquire) >= made
+    }
+
     /// How many there are, if the server has not said since that all of them are durable.
     pub(crate) fn open(&self) -> Option<u64> {
-        let made = self.made.load(Ordering::Acquire);
-        (made > self.durable.load(Ordering::Acquire)).then_some(made)
+        let made = self.count();
+        (!self.are_durable(made)).then_some(made)
     }
 
     /// The server has said it of so many.

@@ -232,12 +232,19 @@ impl Client {
         Ok((attr, file))
     }
 
-    /// Waits until what this client has changed of an inode's attributes, and of the names in it, survives a loss of power, as
-    /// fsync(2) of it does. What makes and removes names and sets attributes may be answered before that; all else is not.
-    pub async fn sync_changes(&self, creds: &Creds, inode: InodeId) -> Result<()> {
-        let Some(made) = self.core.names.open() else {
+    /// How many changes of names and attributes this client has made so far.
+    pub fn changes(&self) -> u64 {
+        self.core.names.count()
+    }
+
+    /// Waits until what this client had changed of an inode's attributes, and of the names in it, when [`Self::changes`] said
+    /// `before`, survives a loss of power, as fsync(2) of it does. What makes and removes names and sets attributes may be
+    /// answered before that; all else is not.
+    pub async fn sync_changes(&self, creds: &Creds, inode: InodeId, before: u64) -> Result<()> {
+        if self.core.names.are_durable(before) {
             return Ok(());
-        };
+        }
+        let made = self.changes();
         let request = pb::SyncRequest {
             inode: inode.0,
             ..pb::SyncRequest::default()

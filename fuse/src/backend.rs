@@ -173,11 +173,12 @@ pub(crate) trait Backend: Send + Sync + 'static {
         len: u64,
     ) -> impl Future<Output = Result<u64>> + Send;
     fn hear_of_parents(&self, hear: impl Fn(&Attr) + Send + Sync + 'static);
-    /// Of an inode's attributes and the names in it: what this client has changed is durable.
+    fn changes(&self) -> u64;
     fn sync_changes(
         &self,
         creds: &Creds,
         inode: InodeId,
+        before: u64,
     ) -> impl Future<Output = Result<()>> + Send;
     fn statfs(
         &self,
@@ -421,8 +422,12 @@ impl Backend for Client {
         self.hear_of_parents(hear);
     }
 
-    async fn sync_changes(&self, creds: &Creds, inode: InodeId) -> Result<()> {
-        self.sync_changes(creds, inode).await
+    fn changes(&self) -> u64 {
+        self.changes()
+    }
+
+    async fn sync_changes(&self, creds: &Creds, inode: InodeId, before: u64) -> Result<()> {
+        self.sync_changes(creds, inode, before).await
     }
 
     async fn statfs(&self, creds: &Creds, inode: InodeId) -> Result<pb::StatFsReply> {

@@ -71,7 +71,7 @@ pub struct MountOptions {
     /// `late_close`, `nolate_close`: close(2) of a new file of at most 1 MiB returns before it is stored, as on a local disk; others still see it
     /// whole. Needs a keeper. Default: no.
     pub late_close: bool,
-    /// `dirsync`: passed to the kernel; changes of names are durable in any case.
+    /// `dirsync`: passed to the kernel, which does nothing about it; `answer_names` of the metadata server does.
     pub dirsync: bool,
 }
 

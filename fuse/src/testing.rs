@@ -543,7 +543,11 @@ impl Backend for Memory {
 
     fn hear_of_parents(&self, _hear: impl Fn(&Attr) + Send + Sync + 'static) {}
 
-    async fn sync_changes(&self, _creds: &Creds, _inode: InodeId) -> Result<()> {
+    fn changes(&self) -> u64 {
+        0
+    }
+
+    async fn sync_changes(&self, _creds: &Creds, _inode: InodeId, _before: u64) -> Result<()> {
         self.waits.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

@@ -124,7 +124,11 @@ async fn what_was_answered_before_it_was_durable_is_asked_for_once() {
     let file = create(&client, "f").await;
     file.sync().await.unwrap();
     assert_eq!(syncs(), 1, "for its name");
-    client.sync_changes(&me(), file.inode()).await.unwrap();
+    let before = client.changes();
+    client
+        .sync_changes(&me(), file.inode(), before)
+        .await
+        .unwrap();
     assert_eq!(syncs(), 1, "the server has said so");
     let changes = SetAttr {
         mode: Some(0o600),
@@ -134,8 +138,12 @@ async fn what_was_answered_before_it_was_durable_is_asked_for_once() {
         .setattr(&me(), file.inode(), changes, None)
         .await
         .unwrap();
-    for _ in 0..2 {
-        client.sync_changes(&me(), file.inode()).await.unwrap();
-        assert_eq!(syncs(), 2);
+    let after = client.changes();
+    for (until, expected) in [(before, 1), (after, 2), (after, 2)] {
+        client
+            .sync_changes(&me(), file.inode(), until)
+            .await
+            .unwrap();
+        assert_eq!(syncs(), expected);
     }
 }

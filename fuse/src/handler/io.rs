@@ -283,9 +283,12 @@ impl<B: Backend> Handler<B> {
     /// Writes through any handle of this mount count, and changes of attributes: fsync(2) is about the file.
     pub(crate) async fn fsync(&self, handle: u64) -> Result<()> {
         let file = self.file(handle)?;
+        let before = self.backend.changes();
         self.sync_writers(file.inode).await?;
         let inode = InodeId(file.inode);
-        match self.backend.sync_changes(&file.creds, inode).await {
+        // Mostly the report of the length has seen to that.
+        let synced = self.backend.sync_changes(&file.creds, inode, before);
+        match synced.await {
             // Nothing is left to be durable.
             Err(error) if is_gone(&error) => Ok(()),
             synced => synced,

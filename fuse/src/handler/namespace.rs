@@ -304,7 +304,11 @@ impl<B: Backend> Handler<B> {
             return Ok(());
         }
         let inode = self.inode(node);
-        match self.backend.sync_changes(creds, inode).await {
+        match self
+            .backend
+            .sync_changes(creds, inode, self.backend.changes())
+            .await
+        {
             Err(error) if is_gone(&error) && self.ghosts.knows(inode.0) => Ok(()),
             synced => synced,
         }
