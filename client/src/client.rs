@@ -16,6 +16,7 @@ use crate::budget::Budget;
 use crate::chunk_io::ChunkIo;
 use crate::core::Core;
 use crate::delegations::Delegations;
+use crate::early_read::Credit;
 use crate::ends::Ends;
 use crate::locks::Book;
 use crate::map_watch::MapWatch;
@@ -69,6 +70,7 @@ impl Client {
             ends: Ends::default(),
             delegations: Delegations::default(),
             names: NameChanges::default(),
+            early: Credit::default(),
             parents: OnceLock::new(),
             closing: TaskTracker::new(),
             runtime: tokio::runtime::Handle::current(),

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use crate::budget::Budget;
 use crate::chunk_io::ChunkIo;
 use crate::delegations::Delegations;
+use crate::early_read::Credit;
 use crate::ends::Ends;
 use crate::inode_state::InodeState;
 use crate::locks::Book;
@@ -39,6 +40,7 @@ pub(crate) struct Core {
     pub(crate) ends: Ends,
     pub(crate) delegations: Delegations,
     pub(crate) names: NameChanges,
+    pub(crate) early: Credit,
     /// Who is told of directories that were changed here.
     pub(crate) parents: OnceLock<Box<HearOfParents>>,
     /// Closes of files that were dropped without one, and ends of sessions that nobody waits for.

@@ -57,7 +57,7 @@ pub(crate) struct InodeState {
     /// The file was made here, which the server has answered before it was durable, and has not said since that it is.
     pub(crate) fresh: AtomicBool,
     handles: Mutex<Vec<Weak<Handle>>>,
-    /// Contents as of the last open, to notice that someone else wrote since.
+    /// Contents as the server told them last, to notice that someone else wrote since.
     seen: Mutex<(u64, Option<pb::Time>)>,
 }
 
@@ -97,18 +97,25 @@ impl InodeState {
 
     /// Another open: what was read ahead stays only if the file is as it was (close-to-open).
     pub(crate) fn opened_again(&self, attr: &Attr) {
-        self.learn(attr);
-        let now = (attr.size, attr.mtime);
-        if std::mem::replace(&mut *self.seen.lock(), now) != now {
+        let cut = self.length.lock().learn(attr);
+        if self.is_news(attr) || cut {
             self.read_ahead.lock().clear();
         }
     }
 
-    /// Takes in an answer of the server.
+    /// Takes in an answer of the server. What was read ahead goes if the file was truncated, or changed by somebody
+    /// else: nobody here writes it.
     pub(crate) fn learn(&self, attr: &Attr) {
-        if self.length.lock().learn(attr) {
+        let cut = self.length.lock().learn(attr);
+        if cut || (self.writer().is_none() && self.is_news(attr)) {
             self.read_ahead.lock().clear();
         }
+    }
+
+    /// Whether the contents are others than when this was asked last.
+    fn is_news(&self, attr: &Attr) -> bool {
+        let now = (attr.size, attr.mtime);
+        std::mem::replace(&mut *self.seen.lock(), now) != now
     }
 
     /// Length as this client knows it.

@@ -124,11 +124,15 @@ fn look_ahead(file: &File, offset: u64, len: usize) -> Vec<Hit> {
         now: Instant::now(),
         dirty: !state.buffers.lock().is_clean(),
     };
-    ahead.access(offset, len as u64, &around, |offset, len| {
+    let hits = ahead.access(offset, len as u64, &around, |offset, len| {
         let permit = core.budget.for_read(len as usize)?;
         add(&core.io.counters.prefetched_bytes, len);
         Some((prefetch(core, state, offset, len as usize), permit))
-    })
+    });
+    if hits.iter().any(|hit| hit.early) {
+        core.early.earn();
+    }
+    hits
 }
 
 fn prefetch(core: &Arc<Core>, state: &Arc<InodeState>, offset: u64, len: usize) -> Fetch {
@@ -205,7 +209,12 @@ async fn gather(
 
 /// A block of read-ahead. Those of the common size come in buffers that were used before: the kernel would clear each
 /// page of a fresh one first, which costs as much as receiving it.
-async fn read_block(core: &Core, state: &InodeState, offset: u64, len: usize) -> Result<Bytes> {
+pub(crate) async fn read_block(
+    core: &Core,
+    state: &InodeState,
+    offset: u64,
+    len: usize,
+) -> Result<Bytes> {
     if len as u64 == BLOCK
         && let [span] = state.layout.spans(offset, len)?.as_slice()
     {

@@ -39,6 +39,8 @@ struct Block {
     /// Bytes handed out so far.
     served: u64,
     fetch: Fetch,
+    /// Fetched while the file was opened.
+    early: bool,
     touched: Instant,
     _permit: OwnedSemaphorePermit,
 }
@@ -63,6 +65,8 @@ pub(crate) struct Hit {
     /// Offset in the block.
     pub(crate) skip: usize,
     pub(crate) fetch: Fetch,
+    /// The first use of what was fetched while the file was opened.
+    pub(crate) early: bool,
 }
 
 /// What surrounds one read.
@@ -116,6 +120,21 @@ impl ReadAhead {
         self.blocks.hits(offset, offset + len, now)
     }
 
+    /// The file's `len` bytes, fetched while it was opened. Another open of it may have got there first.
+    pub(crate) fn put(&mut self, len: u64, fetch: Fetch, permit: OwnedSemaphorePermit) {
+        if self.blocks.0.is_empty() {
+            let block = Block {
+                len,
+                served: 0,
+                fetch,
+                early: true,
+                touched: Instant::now(),
+                _permit: permit,
+            };
+            self.blocks.0.insert(0, block);
+        }
+    }
+
     /// A block was fetched in this time.
     pub(crate) fn fetched(&mut self, took: Duration) {
         self.delay.fetched(took);
@@ -163,6 +182,7 @@ impl<F: FnMut(u64, u64) -> Option<(Fetch, OwnedSemaphorePermit)>> Fetcher<F> {
             len,
             served: 0,
             fetch,
+            early: false,
             touched: self.now,
             _permit: permit,
         })
@@ -289,6 +309,7 @@ impl Blocks {
             if first >= last {
                 continue;
             }
+            let early = block.early && block.served == 0;
             block.served += last - first;
             block.touched = now;
             if block.served >= block.len {
@@ -299,6 +320,7 @@ impl Blocks {
                 len: (last - first) as usize,
                 skip: (first - start) as usize,
                 fetch: block.fetch.clone(),
+                early,
             });
         }
         for start in read {

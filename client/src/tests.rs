@@ -3,6 +3,7 @@
 mod allocate;
 mod copy;
 mod delegations;
+mod early;
 mod fetch;
 mod files;
 mod hedged;

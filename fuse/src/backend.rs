@@ -50,11 +50,13 @@ pub(crate) trait Backend: Send + Sync + 'static {
         mode: NewMode,
         flags: CreateFlags,
     ) -> impl Future<Output = Result<(Attr, Self::File)>> + Send;
+    /// `believed`: what its attributes are, if it is likely to be read soon.
     fn open(
         &self,
         creds: &Creds,
         inode: InodeId,
         flags: OpenFlags,
+        believed: Option<&Attr>,
     ) -> impl Future<Output = Result<(Attr, Self::File)>> + Send;
     fn mkdir(
         &self,
@@ -286,8 +288,17 @@ impl Backend for Client {
         self.create_unnamed(creds, parent, mode, flags).await
     }
 
-    async fn open(&self, creds: &Creds, inode: InodeId, flags: OpenFlags) -> Result<(Attr, File)> {
-        self.open(creds, inode, flags).await
+    async fn open(
+        &self,
+        creds: &Creds,
+        inode: InodeId,
+        flags: OpenFlags,
+        believed: Option<&Attr>,
+    ) -> Result<(Attr, File)> {
+        match believed {
+            Some(believed) => self.open_to_read(creds, inode, flags, believed).await,
+            None => self.open(creds, inode, flags).await,
+        }
     }
 
     async fn mkdir(

@@ -10,7 +10,8 @@
 //!
 //! An answer that was overtaken by an invalidation on its way must not be believed at all. So a reply is sent under a
 //! shared lock, with no lifetime if something that hashes alike was invalidated since its request came; an
-//! invalidation takes that lock alone before it tells the kernel, so that one of the two always sees the other. (By
+//! invalidation takes that lock alone before it tells the kernel, so that one of the two always sees the other. What the handler answers
+//! from memory it drops before that. (By
 //! rings, a reply is handed to a queue's thread under that lock, and may come after all: then it is believed for one term, so
 //! that there it is the short one.)
 
@@ -208,8 +209,8 @@ pub(crate) async fn follow<B: Backend>(
 
 /// Others may have changed anything.
 async fn missed<B: Backend>(caching: &Caching, handler: &Arc<Handler<B>>, device: &Arc<OwnedFd>) {
-    caching.invalidate_all();
     handler.missed_changes();
+    caching.invalidate_all();
     tell(device, stale(handler)).await;
 }
 
@@ -260,14 +261,18 @@ async fn changed_elsewhere<B: Backend>(
         .iter()
         .map(|name| handler.node(name.parent))
         .collect();
-    caching.invalidate(nodes.iter().chain(&parents).copied());
+    // The handler first: what it knew a moment ago is overtaken by the marks that follow.
+    for &inode in &changed.inodes {
+        handler.heard_of(InodeId(inode));
+    }
     for name in &changed.names {
         handler.renamed_elsewhere(InodeId(name.parent), &name.name);
     }
+    caching.invalidate(nodes.iter().chain(&parents).copied());
     let mut messages = Vec::new();
     for (inode, node) in changed.inodes.into_iter().zip(nodes) {
         messages.push(reply::stale_attributes(node));
-        if handler.changed_elsewhere(InodeId(inode)).await {
+        if handler.pages_are_stale(InodeId(inode)).await {
             messages.push(reply::stale_pages(node));
         }
     }

@@ -19,12 +19,13 @@ mod succession;
 #[cfg(test)]
 mod tests;
 mod virtual_dir;
+mod walks;
 mod xattr;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use emberfs_client::{Attr, CacheEvent};
 use emberfs_proto::ids::InodeId;
@@ -48,6 +49,8 @@ use locks::Locked;
 use parents::Parents;
 pub(crate) use succession::Asked;
 pub(crate) use virtual_dir::Vanished;
+pub(crate) use walks::Step;
+use walks::Walks;
 
 /// The node number of the mount's root.
 pub(crate) const ROOT_NODE: u64 = 1;
@@ -73,6 +76,7 @@ pub(crate) struct Handler<B: Backend> {
     parents: Arc<Parents>,
     ghosts: Ghosts,
     locked: Locked,
+    walks: Walks,
     next_handle: AtomicU64,
     /// Files whose close(2) has returned and whose bytes are still being stored.
     late: AtomicUsize,
@@ -100,6 +104,7 @@ impl<B: Backend> Handler<B> {
             absent: Absent::default(),
             ghosts: Ghosts::default(),
             locked: Locked::default(),
+            walks: Walks::default(),
             next_handle: AtomicU64::new(1),
             late: AtomicUsize::new(0),
             ledger: None,
@@ -130,8 +135,13 @@ impl<B: Backend> Handler<B> {
     }
 
     /// Attributes as the kernel shall see them.
-    fn show(&self, mut attr: Attr) -> Attr {
-        self.inodes.present(&mut attr);
+    fn show(&self, attr: Attr) -> Attr {
+        self.show_asked(attr, Instant::now())
+    }
+
+    /// As [`Self::show`], of an answer to a request that was sent at `asked`.
+    fn show_asked(&self, mut attr: Attr, asked: Instant) -> Attr {
+        self.inodes.present(&mut attr, asked);
         attr.inode = self.node(attr.inode);
         attr
     }

@@ -45,6 +45,8 @@ pub(crate) struct Shared {
     pub(crate) syncs: AtomicU64,
     pub(crate) open_files: AtomicU64,
     pub(crate) readdirs: AtomicU64,
+    /// Opens that may read at once.
+    pub(crate) early_reads: AtomicU64,
     pub(crate) shut_down: AtomicBool,
     pub(crate) fail_sync: AtomicBool,
     /// Waits for changes of names and attributes.
@@ -211,6 +213,11 @@ impl Memory {
         });
     }
 
+    /// Removes a name, as another machine would.
+    pub(crate) fn unlink_elsewhere(&self, parent: u64, name: &str) {
+        self.detach(InodeId(parent), name.as_bytes()).unwrap();
+    }
+
     /// The bytes of a file.
     pub(crate) fn contents(&self, inode: u64) -> Vec<u8> {
         self.change(inode, |node| node.data.clone())
@@ -330,7 +337,10 @@ impl Backend for Memory {
         _creds: &Creds,
         inode: InodeId,
         flags: OpenFlags,
+        believed: Option<&Attr>,
     ) -> Result<(Attr, MemoryFile)> {
+        let early = u64::from(believed.is_some());
+        self.early_reads.fetch_add(early, Ordering::Relaxed);
         self.attr(inode.0)?;
         if flags.truncate {
             self.truncate(inode.0, 0);

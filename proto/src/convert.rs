@@ -53,7 +53,8 @@ impl From<SystemTime> for pb::Time {
                 let whole = before.as_secs() as i64;
                 match before.subsec_nanos() {
                     0 => Self {
-                        seconds: -whole,
+                        // The first second of all has no opposite, and is itself here.
+                        seconds: whole.wrapping_neg(),
                         nanos: 0,
                     },
                     nanos => Self {
@@ -137,6 +138,16 @@ fn malformed(name: &str) -> Error {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn the_ends_of_time_round_trip() {
+        for seconds in [i64::MIN, i64::MIN + 1, i64::MAX] {
+            for nanos in [0, 1, 999_999_999] {
+                let time = pb::Time { seconds, nanos };
+                assert_eq!(pb::Time::from(SystemTime::from(time)), time);
+            }
+        }
+    }
 
     proptest! {
         #[test]

@@ -130,6 +130,33 @@ async fn blocks_read_ahead_show_nothing_of_what_their_memory_held_before() {
     assert!(client.stats().prefetch_hit_bytes >= used + 4 * LARGE as u64);
 }
 
+#[tokio::test]
+async fn what_was_read_ahead_goes_when_somebody_else_has_written() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    let data = pattern(20 * CHUNK, 5);
+    let file = planted(&cluster, &client, &data, CHUNK).await;
+    scan(&file, &data[..10 * CHUNK]).await;
+    assert!(client.stats().prefetched_bytes > 0);
+    let inode = file.inode();
+    let new = pattern(20 * CHUNK, 6);
+    for (index, part) in new.chunks(CHUNK).enumerate() {
+        let part = Bytes::copy_from_slice(part);
+        cluster.storage.plant(inode.0, index as u32, &part);
+    }
+    {
+        let mut state = cluster.meta.state.lock();
+        let attr = state.files.get_mut(&inode.0).unwrap();
+        attr.mtime = Some(pb::Time {
+            seconds: 1_900_000_000,
+            nanos: 0,
+        });
+    }
+    // What a mount does when it hears that the file has changed.
+    client.getattr(inode).await.unwrap();
+    scan(&file, &new).await;
+}
+
 /// Reads from start to end and compares.
 async fn scan(file: &File, expected: &[u8]) {
     for (n, part) in expected.chunks(CHUNK).enumerate() {

@@ -10,7 +10,7 @@
 //!   then shift the position, as they do on most file systems.
 //! - **Rewinding** starts afresh.
 //! - Entries that come with attributes make the kernel believe the name and the attributes, so
-//!   whatever this mount has changed since a page was fetched is fetched again first.
+//!   whatever has changed since a page was fetched, here or as far as the watch tells elsewhere, is fetched again first.
 
 use std::collections::VecDeque;
 
@@ -30,7 +30,7 @@ use crate::takeover::DirRecord;
 #[cfg(test)]
 mod tests;
 
-/// Names asked for first, and after a local change; each further page is twice as long.
+/// Names asked for first, and after a change; each further page is twice as long.
 const FIRST_PAGE: u32 = 256;
 
 /// Names asked for at most.
@@ -69,7 +69,7 @@ pub(super) struct DirHandle {
 struct Fetched {
     name: Bytes,
     attr: Attr,
-    /// The clock of local changes when the page was asked for.
+    /// The clock of changes when the page was asked for.
     at: u64,
 }
 

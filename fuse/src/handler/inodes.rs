@@ -9,8 +9,8 @@
 //! - **Is this size believable?** Within one truncate epoch a file only grows. An answer that was
 //!   overtaken by a local write would make the kernel cut its own pages, so sizes never go back
 //!   within an epoch.
-//! - **Did this machine change something since a directory page was fetched?** A clock counts local
-//!   changes; listings compare it with the time of their fetch.
+//! - **Has something changed since a directory page was fetched?** A clock counts changes by this machine, and those by
+//!   others that it hears of; listings compare it with the time of their fetch.
 //!
 //! A write of this mount moves the stamp along, as NFS clients do: if another machine wrote while
 //! the file was open for writing here, that is concurrent sharing, which close-to-open excludes.
@@ -20,7 +20,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{self, AtomicU64};
 use std::time::{Duration, Instant};
 
-use emberfs_client::{Attr, Creds};
+use emberfs_client::{Attr, Creds, MAX_EARLY_READ};
 use emberfs_proto::pb::{FileKind, Time};
 use parking_lot::Mutex;
 
@@ -33,6 +33,9 @@ const SHARDS: usize = 32;
 /// Inodes remembered per shard; beyond it the closed ones are dropped, which costs their pages at
 /// the next open. Some 200 bytes each: 50 MiB in all.
 const MAX_PER_SHARD: usize = 8192;
+
+/// Small files whose attributes are remembered: 10 MiB.
+const MAX_SMALL: usize = 32 << 10;
 
 /// Tells two states of a file apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +82,7 @@ struct Inode {
     epoch: u64,
     opens: u32,
     writers: u32,
-    /// When this machine last changed it, by the clock.
+    /// When it last changed, by the clock.
     changed: u64,
 }
 
@@ -97,6 +100,8 @@ pub(crate) struct Inodes {
     clock: AtomicU64,
     /// How long answers may be believed, in nanoseconds.
     term: AtomicU64,
+    /// Small files that were shown lately and whose contents the kernel has not got.
+    small: Mutex<HashMap<u64, Attr>>,
 }
 
 impl Inodes {
@@ -113,13 +118,21 @@ impl Inodes {
         }))
     }
 
-    /// Attributes on their way to the kernel: corrects an overtaken size and remembers them.
-    pub(crate) fn present(&self, attr: &mut Attr) {
+    /// Attributes on their way to the kernel, for which the server was asked at `asked`: corrects an overtaken size and
+    /// remembers them.
+    pub(crate) fn present(&self, attr: &mut Attr, asked: Instant) {
         let term = Duration::from_nanos(self.term.load(atomic::Ordering::Relaxed));
         let plain = !attr.has_acl && !attr.has_xattrs && !term.is_zero();
-        let plain = plain.then(|| Instant::now() + term);
+        let plain = plain.then(|| asked + term);
         if attr.kind() != FileKind::File && plain.is_none() {
             return;
+        }
+        if attr.kind() == FileKind::File && (1..=MAX_EARLY_READ).contains(&attr.size) {
+            let mut small = self.small.lock();
+            if small.len() >= MAX_SMALL {
+                small.clear();
+            }
+            small.insert(attr.inode, *attr);
         }
         self.with(attr.inode, |inode| {
             inode.plain_until = plain;
@@ -129,6 +142,18 @@ impl Inodes {
                 (inode.mode, inode.gid) = (attr.mode, attr.gid);
             }
         });
+    }
+
+    /// The attributes of a small file as they were shown, if the kernel has no pages of it and it is not open.
+    pub(crate) fn to_be_read(&self, inode: u64) -> Option<Attr> {
+        {
+            let shard = self.shards[inode as usize % SHARDS].lock();
+            let known = shard.inodes.get(&inode);
+            if known.is_some_and(|inode| inode.opens > 0 || inode.pages.is_some()) {
+                return None;
+            }
+        }
+        self.small.lock().get(&inode).copied()
     }
 
     /// From now on the server tells of changes to what it answered within this time; zero: it does not.
@@ -152,9 +177,12 @@ impl Inodes {
 
     /// Changes by others may have been missed.
     pub(crate) fn missed(&self) {
+        let now = self.tick();
         for shard in &self.shards {
-            for inode in shard.lock().inodes.values_mut() {
-                inode.plain_until = None;
+            let mut shard = shard.lock();
+            shard.evicted = now;
+            for inode in shard.inodes.values_mut() {
+                (inode.plain_until, inode.changed) = (None, now);
             }
         }
     }
@@ -220,7 +248,9 @@ impl Inodes {
 
     /// The writes of this mount are on the server, which answered `attr`.
     pub(crate) fn synced(&self, attr: &mut Attr) {
+        let now = self.tick();
         self.with(attr.inode, |inode| {
+            inode.changed = now;
             inode.believe(attr);
             inode.advance(Stamp::of(attr));
         });
@@ -259,7 +289,7 @@ impl Inodes {
         });
     }
 
-    /// This mount changed the names in a directory, or the links of an inode.
+    /// Somebody changed the inode, or the names in a directory.
     pub(crate) fn touched(&self, inode: u64) {
         let now = self.tick();
         self.with(inode, |inode| inode.changed = now);
@@ -310,6 +340,7 @@ impl Inodes {
 
     /// The kernel has dropped the inode with everything it cached of it.
     pub(crate) fn forget(&self, inode: u64) {
+        self.small.lock().remove(&inode);
         let mut shard = self.shards[inode as usize % SHARDS].lock();
         if let Some(known) = shard.inodes.get(&inode)
             && known.opens == 0
@@ -319,7 +350,7 @@ impl Inodes {
         }
     }
 
-    /// The clock of local changes.
+    /// The clock of changes.
     pub(crate) fn now(&self) -> u64 {
         self.clock.load(atomic::Ordering::Acquire)
     }
@@ -328,7 +359,7 @@ impl Inodes {
         self.clock.fetch_add(1, atomic::Ordering::AcqRel) + 1
     }
 
-    /// Has this mount changed the inode after `then`?
+    /// Has the inode changed after `then`, as far as this mount knows?
     pub(crate) fn changed_since(&self, inode: u64, then: u64) -> bool {
         let shard = self.shards[inode as usize % SHARDS].lock();
         shard

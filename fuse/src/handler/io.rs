@@ -107,7 +107,10 @@ impl<B: Backend> Handler<B> {
         if wanted.truncate {
             self.sync_writers(inode.0).await?;
         }
-        let (attr, file) = self.backend.open(creds, inode, wanted).await?;
+        let cached = !wanted.write && !wanted.truncate && !self.bypasses_cache(flags);
+        let believed = cached.then(|| self.inodes.to_be_read(inode.0)).flatten();
+        let opened = self.backend.open(creds, inode, wanted, believed.as_ref());
+        let (attr, file) = opened.await?;
         if wanted.truncate {
             self.inodes.touched(inode.0);
         }

@@ -67,6 +67,13 @@ impl<B: Backend> Handler<B> {
     /// Another machine has changed what a name means.
     pub(crate) fn renamed_elsewhere(&self, parent: InodeId, name: &[u8]) {
         self.absent.appears(parent.0, name);
+        self.inodes.touched(parent.0);
+    }
+
+    /// Another machine has changed the inode.
+    pub(crate) fn heard_of(&self, inode: InodeId) {
+        self.parents.changed_elsewhere(inode.0);
+        self.inodes.touched(inode.0);
     }
 
     /// Changes by others may have been missed.
@@ -109,8 +116,7 @@ impl<B: Backend> Handler<B> {
 
     /// Another machine has changed the inode: whether pages of it that the kernel may have are stale. Of a file that nobody
     /// here has open, the next open tells.
-    pub(crate) async fn changed_elsewhere(&self, inode: InodeId) -> bool {
-        self.parents.changed_elsewhere(inode.0);
+    pub(crate) async fn pages_are_stale(&self, inode: InodeId) -> bool {
         if !self.inodes.changed_elsewhere(inode.0) {
             return false;
         }
@@ -124,6 +130,7 @@ impl<B: Backend> Handler<B> {
         self.inodes.watched_for(term);
         let believed = if names { term } else { Duration::ZERO };
         self.absent.watched_for(believed);
+        self.walks.watched_for(believed);
         self.parents.watched_for(believed);
     }
 

@@ -75,6 +75,11 @@ pub(super) fn listing(node: u64, root: InodeId) -> Option<ReadDirReply> {
     })
 }
 
+/// Whether a name may be found here.
+pub(super) fn may_be(parent: u64, name: &[u8]) -> bool {
+    is_virtual(parent) || parent == ROOT_NODE && name == HIDDEN_NAME
+}
+
 /// What the server answered about a name, unless the name is found here.
 pub(super) fn found(parent: u64, name: &[u8], answer: Result<Attr>) -> Result<Attr> {
     let hidden = parent == ROOT_NODE && name == HIDDEN_NAME;

@@ -139,6 +139,15 @@ pub(crate) struct Lifetimes {
     pub(crate) attr: Duration,
 }
 
+impl Lifetimes {
+    pub(crate) fn at_most(self, limit: Duration) -> Self {
+        Self {
+            entry: self.entry.min(limit),
+            attr: self.attr.min(limit),
+        }
+    }
+}
+
 /// What the kernel may do with an open file.
 pub(crate) fn fopen_flags(opened: &Opened) -> FopenFlags {
     let chosen = [
@@ -351,7 +360,8 @@ fn since_epoch(time: SystemTime) -> (i64, u32) {
             let before = before.duration();
             let seconds = before.as_secs().cast_signed();
             match before.subsec_nanos() {
-                0 => (-seconds, 0),
+                // The first second of all has no opposite, and is itself here.
+                0 => (seconds.wrapping_neg(), 0),
                 nanos => (-seconds - 1, 1_000_000_000 - nanos),
             }
         }

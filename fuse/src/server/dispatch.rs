@@ -7,13 +7,13 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use emberfs_client::attr::AttrExt;
-use emberfs_client::{Attr, NewMode, RenameFlags, Result};
+use emberfs_client::{Attr, NewMode, RenameFlags, Result, spawn_eager};
 use emberfs_proto::ErrorCode;
 
 use super::{Call, Responder, Server};
 use crate::backend::Backend;
 use crate::caching::Believed;
-use crate::handler::{Asked, DirItem, Handler, Opened, Vanished, Written};
+use crate::handler::{Asked, DirItem, Handler, Opened, Step, Vanished, Written};
 use crate::protocol::reply::{self, Reply, fopen_flags};
 use crate::protocol::request::{Head, Operation};
 
@@ -174,8 +174,20 @@ impl<B: Backend> Server<B> {
                     let believed = self.caching.believe(since);
                     return respond.send(reply::no_entry(believed.name(node).min(left)));
                 }
-                let work = async move { handler.lookup(&creds, node, &name).await };
-                self.spawn_lookup(call("lookup", node, respond), work);
+                let Step { found, fetch } = handler.step(head.pid, node, &name);
+                if let Some((attr, left)) = found {
+                    let believed = self.caching.believe(since);
+                    let lifetimes = believed.entry(node, &attr).at_most(left);
+                    respond.send(reply::entry(&attr, lifetimes));
+                } else {
+                    let finder = handler.clone();
+                    let work = async move { finder.lookup(&creds, node, &name).await };
+                    self.spawn_lookup(call("lookup", node, respond), work);
+                }
+                if let Some(fetch) = fetch {
+                    let work = async move { handler.fetch_ahead(fetch).await };
+                    spawn_eager(&self.parts.runtime, work);
+                }
             }
             Op::SetAttr { changes, handle } => {
                 let work = async move { handler.setattr(&creds, node, changes, handle).await };

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -127,6 +127,101 @@ fn what_was_believed_before_the_metadata_server_restarted_is_asked_for_again() -
         let lens = [fs::metadata(one.join("written"))?, open.metadata()?].map(|meta| meta.len());
         Ok(lens == [6, 6] && !believed("renamed") && believed("made"))
     })?;
+    Ok(())
+}
+
+/// Files in a directory that is walked through.
+const MANY: usize = 400;
+
+fn nth(number: usize) -> String {
+    format!("file-{number:04}")
+}
+
+fn many_files(dir: &Path) -> Result<()> {
+    fs::create_dir(dir)?;
+    (0..MANY).try_for_each(|n| Ok(fs::write(dir.join(nth(n)), "")?))
+}
+
+fn mode(path: &Path) -> Result<u32> {
+    Ok(fs::metadata(path)?.permissions().mode() & 0o777)
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    Ok(fs::set_permissions(path, fs::Permissions::from_mode(mode))?)
+}
+
+/// A mount has fetched more of a listing than it has handed out.
+#[test]
+fn a_listing_that_another_mount_overtakes_is_not_believed() -> Result<()> {
+    let cluster = TestCluster::start(1, 1)?;
+    let second = cluster.mount_again("")?;
+    let (one, other) = (cluster.mount().join("d"), second.path().join("d"));
+    many_files(&other)?;
+    let mut listing = fs::read_dir(&one)?;
+    ensure!(listing.next().is_some());
+    for n in 100..MANY {
+        set_mode(&other.join(nth(n)), 0o600)?;
+    }
+    fs::remove_file(other.join(nth(MANY / 2)))?;
+    // Until the first mount has heard of all that, and its kernel still has not read on.
+    wait(TOLD, || Ok(mode(&one.join(nth(MANY - 1)))? == 0o600))?;
+    listing.try_for_each(|entry| entry.map(drop))?;
+    wait(TOLD, || {
+        let modes = (100..MANY).filter(|n| *n != MANY / 2);
+        let changed = modes.map(|n| mode(&one.join(nth(n))));
+        let changed = changed.collect::<Result<Vec<_>>>()?;
+        let gone = !one.join(nth(MANY / 2)).exists();
+        Ok(gone && changed.iter().all(|mode| *mode == 0o600))
+    })?;
+    Ok(())
+}
+
+/// A mount has fetched names that a program has not asked for yet.
+#[test]
+fn a_walk_through_a_directory_finds_what_another_mount_has_changed() -> Result<()> {
+    let cluster = TestCluster::start(1, 1)?;
+    let second = cluster.mount_again("")?;
+    let (one, other) = (cluster.mount().join("d"), second.path().join("d"));
+    many_files(&other)?;
+    for (round, first) in (0..MANY).step_by(20).enumerate() {
+        let ahead = nth(first + 12);
+        for n in first..first + 10 {
+            ensure!(mode(&one.join(nth(n)))? != 0o600);
+        }
+        match round % 3 {
+            0 => {
+                set_mode(&other.join(&ahead), 0o600)?;
+                wait(TOLD, || Ok(mode(&one.join(&ahead))? == 0o600))?;
+            }
+            1 => {
+                fs::remove_file(other.join(&ahead))?;
+                wait(TOLD, || Ok(!one.join(&ahead).exists()))?;
+            }
+            _ => {
+                fs::write(other.join("new"), "another file")?;
+                fs::rename(other.join("new"), other.join(&ahead))?;
+                wait(TOLD, || Ok(fs::metadata(one.join(&ahead))?.len() == 12))?;
+                ensure!(fs::read(one.join(&ahead))? == b"another file");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Small files are read while they are opened; an open sees what was closed before it all the same.
+#[test]
+fn an_open_sees_what_another_mount_has_closed_before() -> Result<()> {
+    let cluster = TestCluster::start(1, 1)?;
+    let second = cluster.mount_again("")?;
+    let (one, other) = (cluster.mount().join("f"), second.path().join("f"));
+    fs::write(&other, "first")?;
+    for round in 0..200 {
+        // The same length each time, so that nothing but the times differs.
+        let text = format!("round {round:04}");
+        fs::write(&other, &text)?;
+        let seen = fs::read_to_string(&one)?;
+        ensure!(seen == text, "{seen:?} instead of {text:?}");
+    }
     Ok(())
 }
 

@@ -145,6 +145,36 @@ async fn attributes_changed_here_are_listed_as_they_are() {
 }
 
 #[tokio::test]
+async fn what_others_changed_is_not_listed_with_attributes_as_it_was() {
+    let (handler, memory) = big_directory(100);
+    let handle = handler.opendir(ROOT_NODE);
+    let first = handler.readdir(handle, 0, true).await.unwrap();
+    let rest = async || {
+        let rest = handler.readdir(handle, first[10].cookie, true).await;
+        rest.unwrap()
+    };
+    memory.write_elsewhere(first[50].node, b"other");
+    handler.heard_of(InodeId(first[50].node));
+    let sizes = |items: &[DirItem]| -> Vec<u64> {
+        let sizes = items.iter().map(|item| item.attr.as_ref().unwrap().size);
+        sizes.filter(|size| *size > 0).collect()
+    };
+    assert_eq!(sizes(&rest().await), [5]);
+
+    memory.unlink_elsewhere(1, &name(60));
+    handler.renamed_elsewhere(InodeId::ROOT, name(60).as_bytes());
+    assert!(!names(&rest().await).contains(&name(60)));
+
+    // Which they were, nobody says.
+    memory.write_elsewhere(first[51].node, b"other");
+    memory.unlink_elsewhere(1, &name(61));
+    handler.missed_changes();
+    let rest = rest().await;
+    assert_eq!(sizes(&rest), [5, 5]);
+    assert!(!names(&rest).contains(&name(61)));
+}
+
+#[tokio::test]
 async fn a_closed_directory_cannot_be_read() {
     let (handler, _) = big_directory(1);
     let handle = handler.opendir(ROOT_NODE);

@@ -71,7 +71,7 @@ fn lost_writes_drop_pages_and_size() {
     inodes.wrote(FILE, 4096);
     inodes.lost(FILE);
     let mut shown = attr(10, 0, 100);
-    inodes.present(&mut shown);
+    inodes.present(&mut shown, Instant::now());
     assert_eq!(shown.size, 10);
     assert!(!open(&inodes, &attr(10, 0, 100), false).keep_cache);
 }
@@ -82,13 +82,13 @@ fn an_overtaken_answer_does_not_shrink_a_file() {
     open(&inodes, &attr(10, 3, 100), true);
     inodes.wrote(FILE, 4096);
     let mut overtaken = attr(10, 3, 100);
-    inodes.present(&mut overtaken);
+    inodes.present(&mut overtaken, Instant::now());
     assert_eq!(overtaken.size, 4096);
     let mut older_epoch = attr(1 << 30, 2, 100);
-    inodes.present(&mut older_epoch);
+    inodes.present(&mut older_epoch, Instant::now());
     assert_eq!((older_epoch.size, older_epoch.truncate_epoch), (4096, 3));
     let mut truncated = attr(5, 4, 100);
-    inodes.present(&mut truncated);
+    inodes.present(&mut truncated, Instant::now());
     assert_eq!(truncated.size, 5);
 }
 
@@ -110,7 +110,7 @@ fn attributes_are_stale_unless_the_kernel_has_just_these() {
         open(&inodes, &attr(10, 0, 100), false).attr_stale,
         "never shown"
     );
-    inodes.present(&mut attr(10, 0, 100));
+    inodes.present(&mut attr(10, 0, 100), Instant::now());
     assert!(!open(&inodes, &attr(10, 0, 100), false).attr_stale);
     assert!(open(&inodes, &attr(10, 0, 101), false).attr_stale);
 }

@@ -184,7 +184,7 @@ fn values_are_sized_and_locks_described() {
 
 proptest! {
     #[test]
-    fn times_before_and_after_1970_keep_their_value(seconds in -1i64 << 40..1 << 40, nanos in 0u32..1_000_000_000) {
+    fn times_before_and_after_1970_keep_their_value(seconds: i64, nanos in 0u32..1_000_000_000) {
         let whole = Duration::from_secs(seconds.unsigned_abs());
         let time = if seconds < 0 { UNIX_EPOCH - whole } else { UNIX_EPOCH + whole };
         prop_assert_eq!(since_epoch(time + Duration::from_nanos(nanos.into())), (seconds, nanos));
