@@ -33,7 +33,7 @@ static ZEROS: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(vec![0; 1 << 20]));
 pub enum Allocate {
     /// Mode 0: the file is at least as long as the range.
     Extend,
-    /// `FALLOC_FL_KEEP_SIZE`: nothing, because space is not reserved. Arguments are checked.
+    /// `FALLOC_FL_KEEP_SIZE`: space is not reserved, only the times move.
     KeepSize,
     /// `FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE`: the range reads as zeros and takes no space; the
     /// length stays.
@@ -79,7 +79,7 @@ impl File {
         let end = end_of(&self.state().layout, offset, len)?;
         self.check_failure()?;
         match what {
-            Allocate::KeepSize => Ok(()),
+            Allocate::KeepSize => self.touch().await,
             Allocate::Extend => self.extend_to(end).await,
             Allocate::PunchHole | Allocate::ZeroRangeKeepSize => self.punch(offset..end).await,
             Allocate::ZeroRange => {
@@ -97,6 +97,9 @@ impl File {
         let _gate = state.gate.read().await;
         core.make_room(state, self.handle(), end).await?;
         let mut attr = core.refresh(state).await?;
+        if attr.size >= end {
+            return self.touch().await;
+        }
         for _ in 0..REPORTS {
             if attr.size >= end {
                 return Ok(());
@@ -117,6 +120,13 @@ impl File {
             state.inode
         );
         Err(Error::new(ErrorCode::Busy, what))
+    }
+
+    /// The times say that the file was changed.
+    async fn touch(&self) -> Result<()> {
+        let (core, state) = (self.core(), self.state());
+        state.length.lock().touched(SystemTime::now());
+        core.report(state, self.handle()).await.map(drop)
     }
 
     async fn make_room(&self, end: u64) -> Result<()> {

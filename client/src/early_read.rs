@@ -96,8 +96,9 @@ impl Client {
         {
             let state = file.state();
             let mut ahead = state.read_ahead.lock();
-            // Under this lock a write drops what was read before it.
-            if state.buffers.lock().is_clean() {
+            // Another open may have brought a newer state. And under this lock a write drops what was read before it.
+            let alone = state.open_handles().len() == 1;
+            if alone && state.buffers.lock().is_clean() {
                 ahead.put(attr.size, early.fetch, early.permit);
             }
         }

@@ -126,12 +126,21 @@ impl Length {
 
     /// The file was changed by other means than a write, and is at least `end` bytes long now. It may have holes.
     pub(crate) fn changed(&mut self, end: u64, now: SystemTime) {
+        self.note(end, now, true);
+    }
+
+    /// The file counts as changed, although its bytes are the same.
+    pub(crate) fn touched(&mut self, now: SystemTime) {
+        self.note(0, now, false);
+    }
+
+    fn note(&mut self, end: u64, now: SystemTime, sparse: bool) {
         self.modified = Some(now);
         let report = Report {
             end,
             epoch: self.epoch,
             mtime: now,
-            sparse: true,
+            sparse,
         };
         self.acked = merge(self.acked, Some(report));
         self.acked_since.get_or_insert_with(Instant::now);

@@ -7,7 +7,11 @@ use emberfs_proto::xattr::MAX_VALUE_BYTES;
 use emberfs_proto::{Error, ErrorCode, Result, pb};
 
 use crate::meta_rpc::rpc;
+use crate::write_buffer::Why;
 use crate::{Client, Creds, XattrFlags};
+
+/// What a program may do beyond what its user may.
+const CAPABILITY: &[u8] = b"security.capability";
 
 fn request(inode: InodeId, name: &[u8]) -> pb::XattrRequest {
     pb::XattrRequest {
@@ -47,6 +51,14 @@ impl Client {
                 name.escape_ascii()
             );
             return Err(Error::new(ErrorCode::ValueTooLarge, what));
+        }
+        // Writes take them away; those before this one must not come after it.
+        if name == CAPABILITY
+            && let Some(state) = self.core.known(inode)
+            && let Some(writer) = state.writer()
+        {
+            self.core.settle(&state, Why::Flush).await;
+            self.core.report(&state, &writer).await?;
         }
         let request = pb::SetXattrRequest {
             caller: None,

@@ -15,6 +15,7 @@
 //! rings, a reply is handed to a queue's thread under that lock, and may come after all: then it is believed for one term, so
 //! that there it is the short one.)
 
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,6 +26,7 @@ use emberfs_proto::ids::InodeId;
 use emberfs_proto::pb;
 use parking_lot::{RwLock, RwLockReadGuard};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::backend::Backend;
 use crate::handler::{DirItem, Handler};
@@ -179,10 +181,21 @@ pub(crate) async fn follow<B: Backend>(
     device: Arc<OwnedFd>,
     mut events: mpsc::Receiver<CacheEvent>,
 ) {
-    while let Some(event) = events.recv().await {
+    let mut again = Again::default();
+    loop {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            messages = again.due() => {
+                let unknown = tell(&device, messages).await;
+                again.add(unknown);
+                continue;
+            }
+        };
+        let Some(event) = event else { return };
         match event {
             CacheEvent::Watching { term, long_term } => {
-                let term = if caching.in_order && tell(&device, vec![reply::stale_names()]).await {
+                let epochs = || rustix::io::write(&*device, &reply::stale_names()).is_ok();
+                let term = if caching.in_order && epochs() {
                     long_term
                 } else {
                     term
@@ -201,7 +214,12 @@ pub(crate) async fn follow<B: Backend>(
                 if changed.everything {
                     missed(&caching, &handler, &device).await;
                 }
-                changed_elsewhere(&caching, &handler, &device, changed).await;
+                let unknown = changed_elsewhere(&caching, &handler, &device, changed).await;
+                again.add(unknown.into_iter().map(|message| (message, 0)));
+                if again.is_full() {
+                    again = Again::default();
+                    missed(&caching, &handler, &device).await;
+                }
             }
         }
     }
@@ -211,7 +229,8 @@ pub(crate) async fn follow<B: Backend>(
 async fn missed<B: Backend>(caching: &Caching, handler: &Arc<Handler<B>>, device: &Arc<OwnedFd>) {
     handler.missed_changes();
     caching.invalidate_all();
-    tell(device, stale(handler)).await;
+    let messages = stale(handler).into_iter().map(|message| (message, 0));
+    tell(device, messages.collect()).await;
 }
 
 /// Messages that make the kernel ask again for all that it believes, if it knows epochs.
@@ -221,16 +240,65 @@ pub(crate) fn stale<B: Backend>(handler: &Handler<B>) -> Vec<Vec<u8>> {
     open.chain([reply::stale_names()]).collect()
 }
 
-/// Sends messages to the kernel; whether it took the last one. It does not if it has no such inode or name cached, which is as
-/// good, or does not know messages of this kind.
-async fn tell(device: &Arc<OwnedFd>, messages: Vec<Vec<u8>>) -> bool {
+/// A message for the kernel, and how often it has been sent again.
+type Message = (Vec<u8>, usize);
+
+/// Sends messages to the kernel; those about inodes and names that it does not have.
+async fn tell(device: &Arc<OwnedFd>, messages: Vec<Message>) -> Vec<Message> {
     let device = device.clone();
     // The kernel waits for locks of the inodes that it is told about.
     let told = tokio::task::spawn_blocking(move || {
-        let tell = |_, message: Vec<u8>| rustix::io::write(&*device, &message).is_ok();
-        messages.into_iter().fold(true, tell)
+        let unknown = |(message, _): &Message| {
+            rustix::io::write(&*device, message) == Err(rustix::io::Errno::NOENT)
+        };
+        messages.into_iter().filter(unknown).collect()
     });
-    told.await.unwrap_or(false)
+    told.await.unwrap_or_default()
+}
+
+/// What the kernel did not know when it was told, and is told again.
+///
+/// A program's thread takes a reply in when it runs, which on a busy host is long after the reply was sent. An invalidation in between finds
+/// nothing, and what the thread then takes in would be believed for minutes. The kernel tells nobody when that happens, so this is
+/// repeated for as long as a thread may reasonably wait.
+#[derive(Default)]
+struct Again(VecDeque<(Instant, Message)>);
+
+/// When after the last time.
+const PAUSES: [Duration; 3] = [
+    Duration::from_millis(10),
+    Duration::from_millis(200),
+    Duration::from_secs(2),
+];
+/// Messages that wait for their next time; with more, the kernel is told to ask for everything again.
+const MAX_AGAIN: usize = 16 << 10;
+
+impl Again {
+    fn add(&mut self, messages: impl IntoIterator<Item = Message>) {
+        let now = Instant::now();
+        for (message, times) in messages {
+            if let Some(pause) = PAUSES.get(times) {
+                self.0.push_back((now + *pause, (message, times + 1)));
+            }
+        }
+        // Pauses differ.
+        self.0.make_contiguous().sort_by_key(|(due, _)| *due);
+    }
+
+    fn is_full(&self) -> bool {
+        self.0.len() > MAX_AGAIN
+    }
+
+    /// Waits for the next ones to be sent; never ends while there are none.
+    async fn due(&mut self) -> Vec<Message> {
+        let Some((first, _)) = self.0.front() else {
+            return std::future::pending().await;
+        };
+        tokio::time::sleep_until(*first).await;
+        let now = Instant::now();
+        let due = self.0.partition_point(|(due, _)| *due <= now);
+        self.0.drain(..due).map(|(_, message)| message).collect()
+    }
 }
 
 /// Beside everything else: what was appended has to reach the servers first.
@@ -250,7 +318,7 @@ async fn changed_elsewhere<B: Backend>(
     handler: &Arc<Handler<B>>,
     device: &Arc<OwnedFd>,
     changed: pb::Invalidation,
-) {
+) -> Vec<Vec<u8>> {
     let nodes: Vec<u64> = changed
         .inodes
         .iter()
@@ -280,7 +348,9 @@ async fn changed_elsewhere<B: Backend>(
         messages.push(reply::stale_name(parent, &name.name));
     }
     give_ends_back(handler, changed.append_wanted);
-    tell(device, messages).await;
+    let messages = messages.into_iter().map(|message| (message, 0));
+    let unknown = tell(device, messages.collect()).await;
+    unknown.into_iter().map(|(message, _)| message).collect()
 }
 
 #[cfg(test)]
@@ -315,6 +385,23 @@ mod tests {
             caching.term.store(10_000_000_000, Ordering::Release);
             assert_eq!(lifetimes(&caching, since, 1, 2), (expected, expected));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_kernel_did_not_know_it_is_told_again() {
+        let message = |n: u8| (vec![n], 0);
+        let mut again = Again::default();
+        again.add([message(1)]);
+        let mut sent = Vec::new();
+        for _ in PAUSES {
+            let due = again.due().await;
+            sent.extend(due.iter().map(|(message, times)| (message[0], *times)));
+            again.add(due);
+        }
+        assert_eq!(sent, [(1, 1), (1, 2), (1, 3)]);
+        assert!(again.0.is_empty(), "not for ever");
+        again.add((0..=MAX_AGAIN).map(|n| message(n as u8)));
+        assert!(again.is_full());
     }
 
     #[test]

@@ -23,8 +23,8 @@ mod walks;
 mod xattr;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use emberfs_client::{Attr, CacheEvent};
@@ -61,6 +61,9 @@ const MAX_CLOSING: usize = 64;
 /// How long that may take, servers that are down included.
 const CLOSE_TIMEOUT: Duration = Duration::from_mins(1);
 
+/// Node and offset; blocks.
+type DropPages = dyn Fn(u64, u64) + Send + Sync;
+
 /// State of one mount.
 pub(crate) struct Handler<B: Backend> {
     backend: B,
@@ -80,6 +83,8 @@ pub(crate) struct Handler<B: Backend> {
     next_handle: AtomicU64,
     /// Files whose close(2) has returned and whose bytes are still being stored.
     late: AtomicUsize,
+    /// Makes the kernel drop a node's pages from an offset on.
+    drop_pages: OnceLock<Arc<DropPages>>,
     /// What a successor of this process will need to know; `None` if there will be none.
     ledger: Option<Arc<Ledger>>,
 }
@@ -107,6 +112,7 @@ impl<B: Backend> Handler<B> {
             walks: Walks::default(),
             next_handle: AtomicU64::new(1),
             late: AtomicUsize::new(0),
+            drop_pages: OnceLock::new(),
             ledger: None,
         }
     }
@@ -115,6 +121,11 @@ impl<B: Backend> Handler<B> {
     pub(crate) fn with_ledger(mut self, ledger: Arc<Ledger>) -> Self {
         self.ledger = Some(ledger);
         self
+    }
+
+    /// How to make the kernel drop a node's pages from an offset on; the first one counts. May block.
+    pub(crate) fn drop_pages_by(&self, drop_pages: impl Fn(u64, u64) + Send + Sync + 'static) {
+        self.drop_pages.get_or_init(|| Arc::new(drop_pages));
     }
 
     fn inode(&self, node: u64) -> InodeId {

@@ -23,18 +23,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use emberfs_client::{Creds, RequestScope, Result, spawn_eager};
+use emberfs_client::{RequestScope, Result, spawn_eager};
 use tokio::sync::Semaphore;
 
 use crate::backend::Backend;
 use crate::caching::{Believed, Caching};
 use crate::handler::Handler;
 use crate::protocol::abi::op;
-use crate::protocol::reply::{Lifetimes, Reply};
+use crate::protocol::reply::{self, Lifetimes, Reply};
 use crate::protocol::request::{Head, Operation, decode_message, fixed_len};
 use crate::{MountOptions, caching};
 pub(crate) use gate::Gate;
-use groups::Groups;
 use in_flight::{InFlight, PATIENCE};
 pub(crate) use respond::Responder;
 
@@ -70,7 +69,6 @@ impl<B: Backend> Clone for Parts<B> {
 /// Serves the requests of one mount.
 pub(crate) struct Server<B: Backend> {
     parts: Parts<B>,
-    groups: Groups,
     in_flight: Arc<InFlight>,
     /// Programs that may wait for locks: they do not count in the gate, which must stay open for those who unlock.
     waiters: Arc<Semaphore>,
@@ -115,10 +113,14 @@ impl<B: Backend> Server<B> {
             entry: options.entry_timeout,
             attr: options.attr_timeout,
         };
+        let kernel = device.clone();
+        parts.handler.drop_pages_by(move |node, from| {
+            // It fails if the kernel has no such inode, which is as good.
+            let _ = rustix::io::write(&*kernel, &reply::stale_pages_from(node, from));
+        });
         let caching = Arc::new(Caching::new(ordinary, options.timeouts_chosen, in_order));
         Arc::new(Self {
             parts,
-            groups: Groups::default(),
             in_flight,
             waiters: Arc::new(Semaphore::new(waiters)),
             device,
@@ -200,10 +202,6 @@ impl<B: Backend> Server<B> {
             // Malformed: dropping the responder says EIO.
             None => {}
         }
-    }
-
-    fn creds(&self, head: &Head) -> Creds {
-        self.groups.creds(head.pid, head.uid, head.gid)
     }
 
     /// Runs one request, fenced against panics, and sends what comes out.

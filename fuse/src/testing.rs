@@ -213,6 +213,11 @@ impl Memory {
         });
     }
 
+    /// Changes a file's attributes, as another machine would.
+    pub(crate) fn alter_elsewhere(&self, inode: u64, act: impl FnOnce(&mut Attr)) {
+        self.change(inode, |node| act(&mut node.attr));
+    }
+
     /// Removes a name, as another machine would.
     pub(crate) fn unlink_elsewhere(&self, parent: u64, name: &str) {
         self.detach(InodeId(parent), name.as_bytes()).unwrap();

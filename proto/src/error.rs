@@ -83,6 +83,7 @@ codes! {
     /** Too many levels of symbolic links. */ Loop = 2013, Never, 40;
     /** The attribute does not exist. */ NoAttribute = 2014, Never, 61;
     /** The two names are on different file systems. */ CrossDevice = 2015, Never, 18;
+    /** The file is a program that is running. */ TextBusy = 2016, Never, 26;
     /** Nothing of the file lies at the offset or behind it. */ BeyondEnd = 2030, Never, 6;
     /** A quota of the directory, the owner or the group leaves no room. */ QuotaExceeded = 2040, Never, 122;
     /** Another client has to report first what it wrote, to the inode in `newer_version`. Never leaves the metadata server. */ Delegated = 2050, BackOff, 11;

@@ -70,10 +70,15 @@ fn writes_records(path: &Path, append: bool, stop: &AtomicBool) -> Result<u64> {
         count += 1;
     }
     drop(file);
+    let (found, expected) = (fs::read(path)?, records(count));
+    let same = found.iter().zip(&expected).take_while(|(a, b)| a == b);
     ensure!(
-        fs::read(path)? == records(count),
-        "{}: records are missing or twice",
-        path.display()
+        found == expected,
+        "{}: records are missing or twice from byte {} of {} on, {} bytes are expected",
+        path.display(),
+        same.count(),
+        found.len(),
+        expected.len()
     );
     Ok(count)
 }

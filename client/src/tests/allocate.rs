@@ -43,8 +43,14 @@ async fn an_extension_is_known_to_the_server_and_reads_as_zeros() {
     data.resize(1050, 0);
     assert!(file.read(0, 2000).await.unwrap() == data);
     let reports = cluster.meta.state.lock().ends.len();
-    file.allocate(0, 1050, Allocate::Extend).await.unwrap();
-    assert_eq!(cluster.meta.state.lock().ends.len(), reports, "long enough");
+    for how in [Allocate::Extend, Allocate::KeepSize] {
+        let before = cluster.meta.attr(file.inode().0);
+        file.allocate(0, 1050, how).await.unwrap();
+        let after = cluster.meta.attr(file.inode().0);
+        assert!(after.mtime != before.mtime, "{how:?} moves the times");
+        assert_eq!((after.size, after.sparse), (1050, before.sparse));
+    }
+    assert_eq!(cluster.meta.state.lock().ends.len(), reports + 2);
     assert_eq!(chunks(&cluster, &file), [(0, 100)], "no bytes");
 }
 

@@ -26,8 +26,9 @@ async fn small(cluster: &Cluster, client: &Client, name: &str, data: &Bytes) -> 
 }
 
 async fn open(client: &Client, flags: OpenFlags, believed: &Attr) -> File {
-    let opened = client.open_to_read(&me(), believed.inode.into(), flags, believed);
-    opened.await.unwrap().1
+    let (me, inode) = (me(), believed.inode.into());
+    let opened = client.open_to_read(&me, inode, flags, believed).await;
+    opened.unwrap().1
 }
 
 /// Reads the whole file; what it holds, and how many reads the servers have seen since `before`.

@@ -1,6 +1,6 @@
 //! Space, holes, and copies: fallocate(2), lseek(2) for data and holes, copy_file_range(2).
 
-use emberfs_client::{Allocate, Result, Whence};
+use emberfs_client::{Allocate, Creds, Result, Whence};
 use emberfs_proto::{Error, ErrorCode};
 
 use super::Handler;
@@ -14,6 +14,7 @@ impl<B: Backend> Handler<B> {
     /// `mode` as of fallocate(2).
     pub(crate) async fn allocate(
         &self,
+        creds: &Creds,
         handle: u64,
         offset: u64,
         len: u64,
@@ -21,11 +22,16 @@ impl<B: Backend> Handler<B> {
     ) -> Result<()> {
         let file = self.file(handle)?;
         let how = Allocate::from_mode(mode.cast_unsigned())?;
+        if creds.uid != 0
+            && let Some(mode) = self.inodes.mode_after_write(file.inode, creds)
+        {
+            self.take_set_ids(&file, mode).await?;
+        }
         // The kernel has sent its dirty pages of the range; they are on the way to the chunks.
         file.file.allocate(offset, len, how).await?;
         let grows = matches!(how, Allocate::Extend | Allocate::ZeroRange);
         let end = if grows { offset.saturating_add(len) } else { 0 };
-        self.inodes.wrote(file.inode, end);
+        self.inodes.wrote(file.inode, end, true);
         Ok(())
     }
 
@@ -60,7 +66,7 @@ impl<B: Backend> Handler<B> {
         if copied > 0 {
             to.begin_write();
             self.inodes
-                .wrote(to.inode, to_offset.saturating_add(copied));
+                .wrote(to.inode, to_offset.saturating_add(copied), true);
         }
         Ok(copied)
     }

@@ -341,6 +341,8 @@ impl<B: Backend> Handler<B> {
             };
         }
         let kind = attr.kind();
+        // One that has outgrown the kernel's pages of it is shown by a lookup, which sees to that first.
+        let attrs = attrs && self.inodes.outgrown(&mut attr).is_none();
         let attr = if attrs {
             self.show(attr)
         } else {

@@ -9,9 +9,11 @@ use std::collections::HashMap;
 use std::time::SystemTime;
 
 use emberfs_client::{Attr, Creds, Result, SetAttr, TimeSet};
-use emberfs_proto::pb::Time;
+use emberfs_proto::pb::{FileKind, Time};
 use emberfs_proto::{Error, ErrorCode};
 use parking_lot::Mutex;
+
+use super::inodes::without_set_ids;
 
 /// Inodes remembered; the kernel forgets most at once. Some 300 bytes each.
 const MAX: usize = 4096;
@@ -75,6 +77,10 @@ impl Ghosts {
             TimeSet::Now => Time::from(now),
             TimeSet::At(time) => Time::from(time),
         };
+        let of_group = creds.uid == 0 || creds.gid == attr.gid || creds.groups.contains(&attr.gid);
+        if (changes.uid.is_some() || changes.gid.is_some()) && attr.kind() != FileKind::Directory {
+            attr.mode = without_set_ids(attr.mode, of_group);
+        }
         attr.mode = changes.mode.map_or(attr.mode, |mode| mode & 0o7777);
         attr.uid = changes.uid.unwrap_or(attr.uid);
         attr.gid = changes.gid.unwrap_or(attr.gid);
@@ -114,6 +120,18 @@ mod tests {
         assert_eq!(owner(5, 6), Err(ErrorCode::NotPermitted));
         assert_eq!(owner(5, 5), Ok(5));
         assert_eq!(owner(0, 6), Ok(6));
+        let mode = |mode, kind: FileKind| {
+            ghosts.removed(&Attr {
+                inode: 8,
+                mode,
+                kind: kind.into(),
+                ..Attr::default()
+            });
+            ghosts.change(8, &who(0), &to(6)).unwrap().unwrap().mode
+        };
+        assert_eq!(mode(0o6711, FileKind::Fifo), 0o711);
+        assert_eq!(mode(0o6701, FileKind::Fifo), 0o2701);
+        assert_eq!(mode(0o6711, FileKind::Directory), 0o6711);
         ghosts.forget(7);
         assert!(ghosts.change(7, &who(0), &to(1)).is_none());
     }

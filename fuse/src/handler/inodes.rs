@@ -75,8 +75,12 @@ struct Inode {
     plain_until: Option<Instant>,
     /// The last attributes given to the kernel.
     shown: Option<Stamp>,
-    /// The state under which cached pages were read.
+    /// The state under which cached pages were read, all of them.
     pages: Option<Stamp>,
+    /// The oldest state that pages may be of which the kernel has; none before the first request on an open of it.
+    cached: Option<Stamp>,
+    /// The length that the kernel's pages are right for: it was told that, or has written so far through them.
+    reach: u64,
     /// Largest size seen under `epoch`.
     size: u64,
     epoch: u64,
@@ -138,6 +142,9 @@ impl Inodes {
             inode.plain_until = plain;
             if attr.kind() == FileKind::File {
                 inode.believe(attr);
+                if inode.cached.is_none() || attr.size < inode.reach {
+                    inode.reach = attr.size;
+                }
                 inode.shown = Some(Stamp::of(attr));
                 (inode.mode, inode.gid) = (attr.mode, attr.gid);
             }
@@ -180,9 +187,10 @@ impl Inodes {
         let now = self.tick();
         for shard in &self.shards {
             let mut shard = shard.lock();
-            shard.evicted = now;
+            shard.evicted = shard.evicted.max(now);
             for inode in shard.inodes.values_mut() {
-                (inode.plain_until, inode.changed) = (None, now);
+                inode.plain_until = None;
+                inode.changed = inode.changed.max(now);
             }
         }
     }
@@ -196,14 +204,8 @@ impl Inodes {
     pub(crate) fn mode_after_write(&self, inode: u64, writer: &Creds) -> Option<u32> {
         let shard = self.shards[inode as usize % SHARDS].lock();
         let inode = shard.inodes.get(&inode)?;
-        // On a file that its group may not execute, setgid means mandatory locking: that stays if he is in the group.
         let of_group = writer.gid == inode.gid || writer.groups.contains(&inode.gid);
-        let group = if inode.mode & libc::S_IXGRP == 0 && of_group {
-            0
-        } else {
-            libc::S_ISGID
-        };
-        let after = inode.mode & !(libc::S_ISUID | group);
+        let after = without_set_ids(inode.mode, of_group);
         (after != inode.mode).then_some(after)
     }
 
@@ -234,23 +236,50 @@ impl Inodes {
 
     /// The kernel has acted on an open that was answered under `stamp`.
     pub(crate) fn confirm(&self, inode: u64, stamp: Stamp) {
-        self.with(inode, |inode| inode.pages = Some(stamp));
+        self.with(inode, |inode| {
+            if inode.pages.is_none() {
+                // This open, or a change before it, has made the kernel drop what it had.
+                inode.cached = Some(stamp);
+            }
+            inode.pages = Some(stamp);
+            inode.cached.get_or_insert(stamp);
+        });
     }
 
-    /// A write of this mount up to `end` has succeeded.
-    pub(crate) fn wrote(&self, inode: u64, end: u64) {
+    /// A write of this mount up to `end` has succeeded. `cached`: the kernel has put it into its pages as well.
+    pub(crate) fn wrote(&self, inode: u64, end: u64, cached: bool) {
         let now = self.tick();
         self.with(inode, |inode| {
             inode.size = inode.size.max(end);
-            inode.changed = now;
+            inode.changed = inode.changed.max(now);
+            if cached {
+                inode.reach = inode.reach.max(end);
+            }
         });
+    }
+
+    /// Where the pages that the kernel may have end to be right, if the file has grown beyond that. Corrects an overtaken
+    /// size.
+    pub(crate) fn outgrown(&self, attr: &mut Attr) -> Option<u64> {
+        if attr.kind() != FileKind::File {
+            return None;
+        }
+        let mut shard = self.shards[attr.inode as usize % SHARDS].lock();
+        let inode = shard.inodes.get_mut(&attr.inode)?;
+        inode.believe(attr);
+        (inode.cached.is_some() && attr.size > inode.reach).then_some(inode.reach)
+    }
+
+    /// The kernel has dropped its pages from there on; those that it reads now are right up to `size`.
+    pub(crate) fn dropped(&self, inode: u64, size: u64) {
+        self.with(inode, |inode| inode.reach = inode.reach.max(size));
     }
 
     /// The writes of this mount are on the server, which answered `attr`.
     pub(crate) fn synced(&self, attr: &mut Attr) {
         let now = self.tick();
         self.with(attr.inode, |inode| {
-            inode.changed = now;
+            inode.changed = inode.changed.max(now);
             inode.believe(attr);
             inode.advance(Stamp::of(attr));
         });
@@ -270,7 +299,7 @@ impl Inodes {
         let now = self.tick();
         self.with(attr.inode, |inode| {
             inode.believe(attr);
-            inode.changed = now;
+            inode.changed = inode.changed.max(now);
             (inode.mode, inode.gid) = (attr.mode, attr.gid);
             let stamp = Stamp::of(attr);
             // Without a writer here, only a change that left the contents alone keeps the pages.
@@ -292,7 +321,7 @@ impl Inodes {
     /// Somebody changed the inode, or the names in a directory.
     pub(crate) fn touched(&self, inode: u64) {
         let now = self.tick();
-        self.with(inode, |inode| inode.changed = now);
+        self.with(inode, |inode| inode.changed = inode.changed.max(now));
     }
 
     /// Another machine changed the inode. Has this mount pages of it that a program may be reading?
@@ -301,20 +330,21 @@ impl Inodes {
         let found = shard.inodes.get_mut(&inode);
         found.is_some_and(|inode| {
             inode.plain_until = None;
-            inode.opens > 0 && inode.pages.is_some()
+            inode.opens > 0 && inode.cached.is_some()
         })
     }
 
     /// Whether the pages that the kernel may have are of another state than `attr`; then they do not count any more.
     pub(crate) fn drop_pages(&self, attr: &Attr) -> bool {
         self.with(attr.inode, |inode| {
+            let now = Stamp::of(attr);
             let other = |pages: Stamp| {
-                let now = Stamp::of(attr);
                 (pages.size, pages.epoch, pages.mtime) != (now.size, now.epoch, now.mtime)
             };
-            let stale = inode.writers == 0 && inode.pages.is_some_and(other);
+            let stale = inode.writers == 0 && inode.cached.is_some_and(other);
             if stale {
-                inode.pages = None;
+                // Programs that have it open go on reading.
+                (inode.pages, inode.cached) = (None, Some(now));
             }
             stale
         })
@@ -370,6 +400,17 @@ impl Inodes {
     }
 }
 
+/// The mode of anything but a directory after somebody else may have changed it. `of_group`: whoever changes it is root or in
+/// its group, and so keeps setgid on a file that the group may not execute, where it means mandatory locking.
+pub(super) fn without_set_ids(mode: u32, of_group: bool) -> u32 {
+    let group = if mode & libc::S_IXGRP == 0 && of_group {
+        0
+    } else {
+        libc::S_ISGID
+    };
+    mode & !(libc::S_ISUID | group)
+}
+
 impl Inode {
     /// Takes a newer size over, or corrects `attr` if it was overtaken.
     fn believe(&mut self, attr: &mut Attr) {
@@ -389,7 +430,7 @@ impl Inode {
     /// A change of our own moves the state that the pages are of.
     fn advance(&mut self, stamp: Stamp) {
         if self.pages.is_some() {
-            self.pages = Some(stamp);
+            (self.pages, self.cached) = (Some(stamp), Some(stamp));
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bytes::Bytes;
 use emberfs_client::{Attr, CreateFlags, Creds, LockSpace, NewMode, OpenFlags, Result, SetAttr};
 use emberfs_proto::ids::InodeId;
+use emberfs_proto::{Error, ErrorCode};
 use parking_lot::Mutex;
 
 use super::ghosts::is_gone;
@@ -38,6 +39,8 @@ pub(super) struct FileHandle<F> {
     confirmed: AtomicBool,
     /// It counts as one that is stored after its close.
     late: AtomicBool,
+    /// It may have a lock of flock(2).
+    pub(super) flocked: AtomicBool,
     /// Who opened it.
     pub(super) creds: Creds,
     /// Who has set locks of fcntl(2) through this handle.
@@ -59,6 +62,7 @@ impl<F> FileHandle<F> {
             stamp: Stamp::of(attr),
             confirmed: AtomicBool::new(false),
             late: AtomicBool::new(false),
+            flocked: AtomicBool::new(false),
             creds: creds.clone(),
             lockers: Mutex::default(),
             noted: Noted::default(),
@@ -105,6 +109,9 @@ impl<B: Backend> Handler<B> {
         let inode = self.real(node)?;
         let wanted = open_flags(flags);
         if wanted.truncate {
+            if !wanted.write {
+                self.check_not_running(inode.0)?;
+            }
             self.sync_writers(inode.0).await?;
         }
         let cached = !wanted.write && !wanted.truncate && !self.bypasses_cache(flags);
@@ -154,6 +161,19 @@ impl<B: Backend> Handler<B> {
         Ok((self.show(attr), opened))
     }
 
+    /// [`ErrorCode::TextBusy`] if programs here run the file. The kernel checks that itself, but of an open that truncates and
+    /// does not write only afterwards.
+    fn check_not_running(&self, inode: u64) -> Result<()> {
+        let files = self.files.read();
+        let runs =
+            |file: &Arc<FileHandle<B::File>>| file.inode == inode && open_flags(file.flags).execute;
+        if files.values().any(runs) {
+            let what = format!("inode {inode} is a program that is running");
+            return Err(Error::new(ErrorCode::TextBusy, what));
+        }
+        Ok(())
+    }
+
     fn register(&self, creds: &Creds, mut attr: Attr, file: B::File, flags: i32) -> (Attr, Opened) {
         let writable = open_flags(flags).write;
         let verdict = self.inodes.opened(&mut attr, writable);
@@ -194,20 +214,17 @@ impl<B: Backend> Handler<B> {
         self.file(handle)?.file.read(offset, len).await
     }
 
-    /// Writes all of `data`. `kill_ids`: whoever writes has not the right to keep set-id bits. `append`: to the end, and
+    /// Writes all of `data`. `stranger`: whoever writes, if that has not the right to keep set-id bits. `append`: to the end, and
     /// `offset` is only where the kernel believes that to be.
     pub(crate) async fn write(
         &self,
         handle: u64,
         offset: u64,
         data: Bytes,
-        (kill_ids, append): (bool, bool),
+        (stranger, append): (Option<Creds>, bool),
     ) -> Result<Written> {
         let file = self.file(handle)?;
-        let mode = self
-            .inodes
-            .mode_after_write(file.inode, &file.creds)
-            .filter(|_| kill_ids);
+        let mode = stranger.and_then(|writer| self.inodes.mode_after_write(file.inode, &writer));
         if let Some(mode) = mode {
             self.take_set_ids(&file, mode).await?;
         }
@@ -219,7 +236,9 @@ impl<B: Backend> Handler<B> {
             self.put(&file, offset, data).await?;
             offset
         };
-        self.inodes.wrote(file.inode, at.saturating_add(len));
+        let cached = !self.bypasses_cache(file.flags);
+        self.inodes
+            .wrote(file.inode, at.saturating_add(len), cached);
         if file.flags & libc::O_DSYNC != 0 {
             self.sync(&file).await?;
         }
@@ -244,7 +263,7 @@ impl<B: Backend> Handler<B> {
         Ok(())
     }
 
-    async fn take_set_ids(&self, file: &FileHandle<B::File>, mode: u32) -> Result<()> {
+    pub(super) async fn take_set_ids(&self, file: &FileHandle<B::File>, mode: u32) -> Result<()> {
         let changes = SetAttr {
             mode: Some(mode),
             ..SetAttr::default()

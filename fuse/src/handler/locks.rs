@@ -5,6 +5,7 @@
 //! every close (that spares a request for each); locks that were set through one of those end with its open file at the latest.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
 
 use emberfs_client::{LockInfo, LockKind, LockRequest, LockSpace, Result};
 use emberfs_proto::{Error, ErrorCode};
@@ -77,7 +78,34 @@ impl<B: Backend> Handler<B> {
                 self.note_lockers(&file.noted, &lockers);
             }
         }
-        self.backend.set_lock(self.inode(node), request, wait).await
+        let inode = self.inode(node);
+        if request.space != LockSpace::Flock {
+            return self.backend.set_lock(inode, request, wait).await;
+        }
+        let locks = request.kind != LockKind::Unlock;
+        if locks && file.flocked.load(Ordering::Acquire) {
+            let converted = self.backend.set_lock(inode, request, false).await;
+            match converted {
+                Err(error) if error.code == ErrorCode::LockHeld => {}
+                converted => return converted,
+            }
+            // As Linux does it: the lock that is to become another one is given up first, and is lost if that fails. So two who
+            // share a lock and both want it alone do not wait for each other.
+            let released = LockRequest {
+                kind: LockKind::Unlock,
+                ..request
+            };
+            self.backend.set_lock(inode, released, false).await?;
+        }
+        if locks {
+            // Whatever comes of it: giving up what is not there does no harm.
+            file.flocked.store(true, Ordering::Release);
+        }
+        self.backend.set_lock(inode, request, wait).await?;
+        if !locks {
+            file.flocked.store(false, Ordering::Release);
+        }
+        Ok(())
     }
 }
 

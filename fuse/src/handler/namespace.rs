@@ -18,6 +18,9 @@ use crate::backend::Backend;
 /// Longest name in bytes.
 const NAME_MAX: usize = 255;
 
+/// How long an answer waits for the kernel to drop pages.
+const DROP_LIMIT: Duration = Duration::from_millis(100);
+
 impl<B: Backend> Handler<B> {
     pub(crate) async fn lookup(&self, creds: &Creds, parent: u64, name: &[u8]) -> Result<Attr> {
         check_name(name)?;
@@ -25,8 +28,26 @@ impl<B: Backend> Handler<B> {
             return virtual_dir::lookup(parent, name);
         }
         let answer = self.backend.lookup(creds, self.inode(parent), name).await;
-        let attr = virtual_dir::found(parent, name, answer)?;
+        let mut attr = virtual_dir::found(parent, name, answer)?;
+        self.drop_tail(&mut attr).await;
         Ok(self.show(attr))
+    }
+
+    /// If a file has grown by other means than the kernel's own pages, the last page that the kernel may have ends in zeros
+    /// that are no hole. It has to be gone before the kernel learns of the new length: a program may read the page in the moment between that
+    /// and the kernel's dropping it.
+    async fn drop_tail(&self, attr: &mut Attr) {
+        let Some(from) = self.inodes.outgrown(attr) else {
+            return;
+        };
+        if let Some(drop_pages) = self.drop_pages.get().cloned() {
+            let node = self.node(attr.inode);
+            // The kernel waits for pages that are being read, by requests that may wait for this one to make room.
+            let dropped = tokio::task::spawn_blocking(move || drop_pages(node, from));
+            if tokio::time::timeout(DROP_LIMIT, dropped).await.is_ok() {
+                self.inodes.dropped(attr.inode, attr.size);
+            }
+        }
     }
 
     /// How long it holds that there is no such name, if that is known without asking anybody.
@@ -107,10 +128,11 @@ impl<B: Backend> Handler<B> {
         }
         let inode = self.inode(node);
         let attr = self.backend.getattr(inode).await;
-        let attr = self.ghosts.or_last(inode.0, attr)?;
+        let mut attr = self.ghosts.or_last(inode.0, attr)?;
         // Servers that cannot be asked now do not make stat fail.
         let blocks = self.backend.blocks(&attr).await;
         let blocks = blocks.unwrap_or_else(|_| attr.blocks());
+        self.drop_tail(&mut attr).await;
         Ok((self.show(attr), blocks))
     }
 
@@ -169,6 +191,9 @@ impl<B: Backend> Handler<B> {
             changed => changed,
         };
         let mut attr = changed?;
+        if changes.size.is_none() {
+            self.drop_tail(&mut attr).await;
+        }
         self.inodes.changed(&mut attr);
         Ok(self.show(attr))
     }
@@ -262,6 +287,8 @@ impl<B: Backend> Handler<B> {
         let parent = self.real(parent)?;
         let _changing = self.parents.change(parent.0);
         let attr = self.backend.rmdir(creds, parent, name).await?;
+        // What was told of it after a change in it is over.
+        self.parents.changed_elsewhere(attr.inode);
         self.inodes.touched(parent.0);
         self.inodes.touched(attr.inode);
         self.ghosts.removed(&attr);

@@ -95,16 +95,16 @@ impl<B: Backend> Handler<B> {
         handle: u64,
         offset: u64,
         data: Bytes,
-        (kill_ids, append): (bool, bool),
+        (stranger, append): (Option<Creds>, bool),
     ) -> Result<Written> {
         let kept = match &self.ledger {
             Some(ledger) if asked.again && append => ledger.written_earlier(asked.number),
             _ => Vec::new(),
         };
         let Some(at) = kept.first().map(Kept::offset) else {
-            return self.write(handle, offset, data, (kill_ids, append)).await;
+            return self.write(handle, offset, data, (stranger, append)).await;
         };
-        self.write(handle, at, data, (kill_ids, false)).await?;
+        self.write(handle, at, data, (stranger, false)).await?;
         // It is noted anew.
         drop(kept);
         Ok(Written {
@@ -292,6 +292,8 @@ impl<B: Backend> Handler<B> {
             Err(error) => return Err(error),
         };
         let state = FileHandle::new(&attr, file, flags, &creds);
+        // Nobody has noted whether it has one.
+        state.flocked.store(true, Ordering::Release);
         self.inodes.opened(&mut attr, state.writable);
         state.lockers.lock().extend(record.lockers());
         if record.lockers().next().is_some() {
@@ -321,7 +323,9 @@ impl<B: Backend> Handler<B> {
             None => Err(bad_handle(0)),
         };
         match written {
-            Ok(()) => self.inodes.wrote(inode, offset.saturating_add(len as u64)),
+            Ok(()) => self
+                .inodes
+                .wrote(inode, offset.saturating_add(len as u64), false),
             Err(error) => {
                 tracing::error!(inode, offset, len, %error, "bytes that the process before this one had taken are lost");
             }

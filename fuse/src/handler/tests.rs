@@ -5,7 +5,8 @@ use bytes::Bytes;
 use emberfs_client::{Creds, NewMode, RenameFlags, SetAttr};
 use emberfs_proto::ErrorCode;
 use emberfs_proto::ids::InodeId;
-use libc::{O_CREAT, O_DSYNC, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY};
+use libc::{O_APPEND, O_CREAT, O_DSYNC, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY};
+use parking_lot::Mutex;
 
 use super::{Asked, Handler, ROOT_NODE};
 use crate::takeover::Ledger;
@@ -36,7 +37,7 @@ async fn unsynced_writes_are_in_every_answer() {
         .await
         .unwrap();
     handler
-        .write(open.handle, 0, DATA, (false, false))
+        .write(open.handle, 0, DATA, (None, false))
         .await
         .unwrap();
     assert_eq!(
@@ -63,7 +64,7 @@ async fn close_waits_for_written_data_and_reports_its_errors() {
         .await
         .unwrap();
     handler
-        .write(open.handle, 0, DATA, (false, false))
+        .write(open.handle, 0, DATA, (None, false))
         .await
         .unwrap();
     memory.fail_sync.store(true, Ordering::Relaxed);
@@ -98,7 +99,7 @@ async fn a_late_close_is_made_good_at_the_release_or_by_an_fsync() {
             .create(&me, ROOT_NODE, name.as_bytes(), MODE, O_CREAT | O_WRONLY)
             .await
             .unwrap();
-        let written = handler.write(open.handle, 0, DATA, (false, false));
+        let written = handler.write(open.handle, 0, DATA, (None, false));
         written.await.unwrap();
         handler.flush(open.handle, 0).await.unwrap();
         (attr.inode, open.handle)
@@ -145,7 +146,7 @@ async fn a_synchronous_write_is_on_the_server_when_it_returns() {
         .await
         .unwrap();
     handler
-        .write(open.handle, 0, DATA, (false, false))
+        .write(open.handle, 0, DATA, (None, false))
         .await
         .unwrap();
     assert_eq!(memory.server_attr(attr.inode).size, 12);
@@ -160,7 +161,7 @@ async fn fsync_through_a_reader_covers_the_writers() {
         .unwrap();
     let reader = handler.open(&me, attr.inode, O_RDONLY).await.unwrap();
     handler
-        .write(writer.handle, 0, DATA, (false, false))
+        .write(writer.handle, 0, DATA, (None, false))
         .await
         .unwrap();
     handler.fsync(reader.handle).await.unwrap();
@@ -175,7 +176,7 @@ async fn a_truncate_comes_after_the_writes_before_it() {
         .await
         .unwrap();
     handler
-        .write(open.handle, 0, DATA, (false, false))
+        .write(open.handle, 0, DATA, (None, false))
         .await
         .unwrap();
     let shorter = SetAttr {
@@ -200,7 +201,7 @@ async fn an_opening_truncate_empties_what_another_handle_wrote() {
         .await
         .unwrap();
     handler
-        .write(open.handle, 0, DATA, (false, false))
+        .write(open.handle, 0, DATA, (None, false))
         .await
         .unwrap();
     handler
@@ -236,7 +237,7 @@ async fn what_this_mount_wrote_stays_cached() {
         .await
         .unwrap();
     handler
-        .write(open.handle, 0, DATA, (false, false))
+        .write(open.handle, 0, DATA, (None, false))
         .await
         .unwrap();
     handler.flush(open.handle, 0).await.unwrap();
@@ -311,7 +312,7 @@ async fn an_append_is_made_once_though_its_successor_dies_between_storing_and_an
         (handler.with_ledger(Arc::new(ledger)), found)
     };
     let asked = |number, again| Asked { number, again };
-    let append = (false, true);
+    let append = || (None, true);
 
     let (first, found) = begin();
     first.resume(found, true).await.unwrap();
@@ -319,7 +320,7 @@ async fn an_append_is_made_once_though_its_successor_dies_between_storing_and_an
     let made = first.create(&me, ROOT_NODE, b"log", MODE, O_CREAT | O_RDWR);
     let (_, open) = first.create_once(asked(2, false), made).await.unwrap();
     let data = first.keep_bytes(4, &DATA);
-    let written = first.write_once(asked(4, false), open.handle, 0, data.clone(), append);
+    let written = first.write_once(asked(4, false), open.handle, 0, data.clone(), append());
     written.await.unwrap();
     // It dies before it answers, and the next one when it has stored what the first one left.
     std::mem::forget((first, data));
@@ -330,7 +331,52 @@ async fn an_append_is_made_once_though_its_successor_dies_between_storing_and_an
     let (third, found) = begin();
     third.resume(found, true).await.unwrap();
     let data = third.keep_bytes(4, &DATA);
-    let written = third.write_once(asked(4, true), open.handle, 0, data, append);
+    let written = third.write_once(asked(4, true), open.handle, 0, data, append());
     written.await.unwrap();
     assert_eq!(third.read(open.handle, 0, 100).await.unwrap(), DATA);
+}
+
+#[tokio::test]
+async fn pages_that_a_file_has_outgrown_go_before_its_length_is_told() {
+    let (handler, memory, me) = handler();
+    let dropped = Arc::new(Mutex::new(Vec::new()));
+    let told = dropped.clone();
+    handler.drop_pages_by(move |node, from| told.lock().push((node, from)));
+    let (attr, writer) = handler
+        .create(&me, ROOT_NODE, b"f", MODE, O_CREAT | O_RDWR)
+        .await
+        .unwrap();
+    let node = attr.inode;
+    let look = async || {
+        let size = handler.getattr(node).await.unwrap().0.size;
+        (size, std::mem::take(&mut *dropped.lock()))
+    };
+    // What the kernel writes is in its pages.
+    let write = async |open: u64, append| {
+        let written = handler.write(open, 0, DATA, (None, append)).await;
+        written.unwrap();
+    };
+    write(writer.handle, false).await;
+    assert_eq!(look().await, (12, vec![]));
+    // An append goes past them, though not the first look at what it made longer.
+    let log = handler.open(&me, node, O_WRONLY | O_APPEND).await.unwrap();
+    write(log.handle, true).await;
+    assert_eq!(look().await, (24, vec![(node, 12)]));
+    assert_eq!(look().await, (24, vec![]));
+    // As what others write.
+    handler.fsync(log.handle).await.unwrap();
+    memory.write_elsewhere(node, &[1; 40]);
+    let found = handler.lookup(&me, ROOT_NODE, b"f").await.unwrap();
+    assert_eq!(found.size, 40);
+    assert_eq!(look().await, (40, vec![(node, 24)]));
+    memory.write_elsewhere(node, &[1; 50]);
+    let list = handler.opendir(ROOT_NODE);
+    let listed = handler.readdir(list, 0, true).await.unwrap();
+    assert_eq!((listed[2].node, listed[2].attr), (node, None));
+    // Nobody has pages of what is opened for the first time.
+    let other = memory.create_elsewhere(1, "g", b"1");
+    handler.getattr(other).await.unwrap();
+    memory.write_elsewhere(other, &[1; 10]);
+    assert_eq!(handler.getattr(other).await.unwrap().0.size, 10);
+    assert_eq!(*dropped.lock(), []);
 }

@@ -7,13 +7,15 @@
 //! believed again. (Lustre's *statahead* follows listings in the same way.)
 //!
 //! What was fetched counts as a line of a listing does: as long as the server tells of changes, and until somebody, here or
-//! elsewhere, has changed names in the directory or that inode.
+//! elsewhere, has changed names in the directory or that inode. What has changed in the last moments is likely to be changing
+//! still, and is left to be asked for.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use emberfs_client::attr::AttrExt;
 use emberfs_client::{Attr, Creds};
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::pb::ReadDirReply;
@@ -31,6 +33,8 @@ const WINDOW: u32 = 8;
 const MAX_WINDOW: u32 = 128;
 /// One of so many names that were fetched has to be asked for, or fetching is not worth it.
 const WORTH: u32 = 4;
+/// What was changed this short before it was fetched does not count: far longer than news of a change take.
+const MOMENT: Duration = Duration::from_millis(200);
 /// Walks remembered; with names of common length some 50 KiB each at most.
 const MAX_WALKS: usize = 256;
 
@@ -66,6 +70,8 @@ struct Walk {
     ended: bool,
     /// Of what was fetched by the last request.
     used: u32,
+    /// Counts how often it was begun anew.
+    turn: u64,
     touched: Instant,
 }
 
@@ -81,6 +87,8 @@ pub(super) struct Found {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Fetch {
     walk: (u64, u32),
+    /// Of the walk, when it was wanted.
+    turn: u64,
     after: Bytes,
     limit: u32,
 }
@@ -105,6 +113,7 @@ impl Walk {
             reached: None,
             ended: false,
             used: 0,
+            turn: 0,
             touched: Instant::now(),
         }
     }
@@ -116,6 +125,7 @@ impl Walk {
         }
         self.ahead.clear();
         (self.reached, self.ended) = (None, false);
+        self.turn += 1;
     }
 
     /// Whether the last fetch was worth it: how far to fetch from now on.
@@ -178,12 +188,13 @@ impl Walk {
     }
 
     fn arrived(&mut self, reply: ReadDirReply, at: u64, asked: Instant) {
+        let settled = SystemTime::now() - MOMENT;
         self.fetching = false;
         self.ended = reply.end;
         for entry in reply.entries {
             let Some(attr) = entry.attr else { continue };
             self.reached = Some(entry.name.clone());
-            if entry.name > self.last {
+            if entry.name > self.last && attr.changed() < settled {
                 self.ahead.insert(entry.name, Found { attr, at, asked });
             }
         }
@@ -218,15 +229,24 @@ impl Walks {
                 && !changed(walk.0, found.at)
                 && !changed(found.attr.inode, found.at)
         });
-        let fetch = known
-            .wanted()
-            .map(|(after, limit)| Fetch { walk, after, limit });
+        let wanted = known.wanted();
+        let turn = known.turn;
+        let fetch = wanted.map(|(after, limit)| Fetch {
+            walk,
+            turn,
+            after,
+            limit,
+        });
         (found.map(|found| (found, left(&found))), fetch)
     }
 
     fn arrived(&self, fetch: &Fetch, reply: ReadDirReply, at: u64, asked: Instant) {
         if let Some(walk) = self.table.lock().walks.get_mut(&fetch.walk) {
-            walk.arrived(reply, at, asked);
+            if walk.turn == fetch.turn {
+                walk.arrived(reply, at, asked);
+            } else {
+                walk.fetching = false;
+            }
         }
     }
 
@@ -259,6 +279,9 @@ impl<B: Backend> Handler<B> {
         let walk = (self.inode(parent).0, asker);
         let changed = |inode, at| self.inodes.changed_since(inode, at);
         let (found, fetch) = self.walks.step(walk, name, changed);
+        let fits =
+            |(found, _): &mut (Found, Duration)| self.inodes.outgrown(&mut found.attr).is_none();
+        let found = found.and_then(|mut found| fits(&mut found).then_some(found));
         let found = found.map(|(found, left)| (self.show_asked(found.attr, found.asked), left));
         Step { found, fetch }
     }

@@ -123,6 +123,8 @@ pub(crate) const LOCK_FLOCK: u32 = 1;
 pub(crate) const NOTIFY_INVAL_INODE: u32 = 2;
 /// Code of the message that makes the kernel forget a name.
 pub(crate) const NOTIFY_INVAL_ENTRY: u32 = 3;
+/// A flag of it, since Linux 6.2; before, it means nothing.
+pub(crate) const EXPIRE_ONLY: u32 = 1;
 /// Send again what was read and not answered.
 pub(crate) const NOTIFY_RESEND: u32 = 7;
 /// Ask again for what all names mean.

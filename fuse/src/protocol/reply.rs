@@ -305,7 +305,12 @@ pub(crate) fn stale_attributes(node: u64) -> Vec<u8> {
 
 /// The message that makes the kernel drop a node's pages, and ask again for its attributes.
 pub(crate) fn stale_pages(node: u64) -> Vec<u8> {
-    stale_inode(node, 0)
+    stale_pages_from(node, 0)
+}
+
+/// As [`stale_pages`], of those from an offset on.
+pub(crate) fn stale_pages_from(node: u64, offset: u64) -> Vec<u8> {
+    stale_inode(node, offset.cast_signed().max(0))
 }
 
 fn stale_inode(node: u64, offset: i64) -> Vec<u8> {
@@ -317,14 +322,15 @@ fn stale_inode(node: u64, offset: i64) -> Vec<u8> {
     writer.0
 }
 
-/// The message that makes the kernel forget what a name means.
+/// The message that makes the kernel ask what a name means when it is used again. What stands in it meanwhile, programs and
+/// mounts, stays.
 pub(crate) fn stale_name(parent: u64, name: &[u8]) -> Vec<u8> {
     // A name is at most 255 bytes; one of zero ends it.
     let len = name.len() as u32;
     let mut writer = Writer::notification(32 + len + 1, abi::NOTIFY_INVAL_ENTRY);
     writer.eight(parent);
     writer.four(len);
-    writer.four(0);
+    writer.four(abi::EXPIRE_ONLY);
     writer.0.extend_from_slice(name);
     writer.0.push(0);
     writer.0

@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use emberfs_client::attr::AttrExt;
-use emberfs_client::{Attr, NewMode, RenameFlags, Result, spawn_eager};
+use emberfs_client::{Attr, Creds, NewMode, RenameFlags, Result, spawn_eager};
 use emberfs_proto::ErrorCode;
 
-use super::{Call, Responder, Server};
+use super::{Call, Responder, Server, groups};
 use crate::backend::Backend;
 use crate::caching::Believed;
 use crate::handler::{Asked, DirItem, Handler, Opened, Step, Vanished, Written};
@@ -37,7 +37,7 @@ impl<B: Backend> Server<B> {
                 self.spawn_believed(call("getattr", node, respond), work, encode, |_| {});
             }
             Op::Open { flags } => {
-                let creds = self.creds(head);
+                let creds = creds(head);
                 let device = self.device.clone();
                 let opener = handler.clone();
                 let work = async move { opener.open_once(asked, &creds, node, flags).await };
@@ -61,7 +61,7 @@ impl<B: Backend> Server<B> {
                 kill_ids,
                 append,
             } => {
-                let how = (kill_ids, append);
+                let how = (kill_ids.then(|| creds(head)), append);
                 let sent = data.clone();
                 let work =
                     async move { handler.write_once(asked, handle, offset, sent, how).await };
@@ -103,13 +103,13 @@ impl<B: Backend> Server<B> {
                 respond.send(Reply::empty());
             }
             Op::FSyncDir => {
-                let creds = self.creds(head);
+                let creds = creds(head);
                 let work = async move { handler.sync_directory(&creds, node).await };
                 self.spawn(call("fsyncdir", node, respond), work, empty);
             }
             Op::Destroy => respond.send(Reply::empty()),
             Op::StatFs => {
-                let creds = self.creds(head);
+                let creds = creds(head);
                 let work = async move { handler.statfs(&creds, node).await };
                 let encode = |usage| reply::usage(&usage);
                 self.spawn(call("statfs", node, respond), work, encode);
@@ -133,7 +133,8 @@ impl<B: Backend> Server<B> {
                 len,
                 mode,
             } => {
-                let work = async move { handler.allocate(handle, offset, len, mode).await };
+                let creds = creds(head);
+                let work = async move { handler.allocate(&creds, handle, offset, len, mode).await };
                 self.spawn(call("fallocate", node, respond), work, empty);
             }
             Op::Seek {
@@ -162,33 +163,40 @@ impl<B: Backend> Server<B> {
         }
     }
 
+    /// A name that is looked up. Nothing that is known here needs to know who asks: the kernel lets nobody look who may not.
+    fn serve_lookup(&self, head: &Head, name: Bytes, respond: Responder) {
+        let (handler, node) = (self.parts.handler.clone(), head.node);
+        let since = self.caching.now();
+        if let Some(left) = handler.absent_for(node, &name) {
+            let believed = self.caching.believe(since);
+            return respond.send(reply::no_entry(believed.name(node).min(left)));
+        }
+        let Step { found, fetch } = handler.step(head.pid, node, &name);
+        if let Some((attr, left)) = found {
+            let believed = self.caching.believe(since);
+            let lifetimes = believed.entry(node, &attr).at_most(left);
+            respond.send(reply::entry(&attr, lifetimes));
+        } else {
+            let (finder, creds) = (handler.clone(), creds(head));
+            let work = async move { finder.lookup(&creds, node, &name).await };
+            self.spawn_lookup(call("lookup", node, respond), work);
+        }
+        if let Some(fetch) = fetch {
+            let work = async move { handler.fetch_ahead(fetch).await };
+            spawn_eager(&self.parts.runtime, work);
+        }
+    }
+
     /// Operations on names and attributes, all of which need to know who asks.
     fn serve_names(&self, head: &Head, operation: Operation, respond: Responder) {
         use Operation as Op;
-        let (handler, creds) = (self.parts.handler.clone(), self.creds(head));
+        let handler = self.parts.handler.clone();
         let (node, asked) = (head.node, asked(head));
+        if let Op::Lookup { name } = operation {
+            return self.serve_lookup(head, name, respond);
+        }
+        let creds = creds(head);
         match operation {
-            Op::Lookup { name } => {
-                let since = self.caching.now();
-                if let Some(left) = handler.absent_for(node, &name) {
-                    let believed = self.caching.believe(since);
-                    return respond.send(reply::no_entry(believed.name(node).min(left)));
-                }
-                let Step { found, fetch } = handler.step(head.pid, node, &name);
-                if let Some((attr, left)) = found {
-                    let believed = self.caching.believe(since);
-                    let lifetimes = believed.entry(node, &attr).at_most(left);
-                    respond.send(reply::entry(&attr, lifetimes));
-                } else {
-                    let finder = handler.clone();
-                    let work = async move { finder.lookup(&creds, node, &name).await };
-                    self.spawn_lookup(call("lookup", node, respond), work);
-                }
-                if let Some(fetch) = fetch {
-                    let work = async move { handler.fetch_ahead(fetch).await };
-                    spawn_eager(&self.parts.runtime, work);
-                }
-            }
             Op::SetAttr { changes, handle } => {
                 let work = async move { handler.setattr(&creds, node, changes, handle).await };
                 self.spawn_attributes(self.change("setattr", head, respond), work);
@@ -435,6 +443,10 @@ fn call(operation: &'static str, node: u64, respond: Responder) -> Call {
         respond,
         scope: None,
     }
+}
+
+fn creds(head: &Head) -> Creds {
+    groups::creds(head.pid, head.uid, head.gid)
 }
 
 fn asked(head: &Head) -> Asked {

@@ -7,7 +7,7 @@ use parking_lot::{Condvar, Mutex};
 
 /// Lets at most so many requests in at a time; a device thread that comes too many waits, which
 /// leaves further requests queued in the kernel. Requests in flight never need the device threads
-/// to finish, so waiting there cannot lock up.
+/// to finish, or not for longer than a moment (`DROP_LIMIT`), so waiting there cannot lock up.
 pub(crate) struct Gate {
     limit: usize,
     inside: Mutex<usize>,

@@ -5,12 +5,13 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::Result;
-use emberfs_tests::{ALICE, BOB, CAROL, Checks, as_user};
+use emberfs_tests::{ALICE, BOB, CAROL, Checks, as_user, wait};
 use rustix::fs::{
     Access, AtFlags, CWD, Gid, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
     Uid, access, chmod, chown, chownat, lstat, open, stat, symlink, utimensat,
 };
 use rustix::io::Errno;
+use rustix::thread::{set_thread_groups, set_thread_res_uid};
 
 use super::{make, make_dir, on_a_mount};
 
@@ -330,6 +331,55 @@ fn what_may_be_executed_need_not_be_readable() -> Result<()> {
         set_mode(&path, 0o111).expect("changed");
         let read = as_user(BOB, || open(&path, OFlags::RDONLY, Mode::empty()).map(drop));
         checks.fails("reading it", read, Errno::ACCESS);
+    })
+}
+
+/// An open for reading that truncates: the kernel finds out too late that it may not.
+#[test]
+fn a_program_that_runs_is_not_truncated() -> Result<()> {
+    on_a_mount(|dir, checks| {
+        let path = dir.join("sleep");
+        std::fs::copy("/bin/sleep", &path).expect("copied");
+        let size = std::fs::metadata(&path).expect("it is there").len();
+        let mut running = std::process::Command::new(&path)
+            .arg("60")
+            .spawn()
+            .expect("it runs");
+        for access in [OFlags::RDONLY, OFlags::WRONLY, OFlags::RDWR] {
+            let opened = open(&path, access | OFlags::TRUNC, Mode::empty()).map(drop);
+            checks.fails(&format!("{access:?}"), opened, Errno::TXTBSY);
+        }
+        let now = std::fs::metadata(&path).expect("it is there").len();
+        checks.equal("its size", now, size);
+        running.kill().expect("it still runs");
+        running.wait().expect("it has ended");
+        let cut = || open(&path, OFlags::RDONLY | OFlags::TRUNC, Mode::empty()).map(drop);
+        // The kernel lets go of a program a moment after its end.
+        let gone = wait(Duration::from_secs(5), || Ok(cut().is_ok()));
+        checks.equal("afterwards", gone.is_ok(), true);
+    })
+}
+
+/// Servers that act for their users change their groups from one request to the next.
+#[test]
+fn groups_count_as_they_are_at_the_moment() -> Result<()> {
+    on_a_mount(|dir, checks| {
+        let group = BOB.groups[0];
+        let path = dir.join("f");
+        as_user(BOB, || make(&path, 0o644, b"x")).expect("a file");
+        set_owner(&path, None, Some(group)).expect("root may");
+        let root = Uid::ROOT;
+        for round in 0..4 {
+            let member = round % 2 == 1;
+            let groups: &[Gid] = if member { &[Gid::from_raw(group)] } else { &[] };
+            let bob = Uid::from_raw(BOB.uid);
+            set_thread_groups(groups).expect("root may");
+            set_thread_res_uid(bob, bob, root).expect("root may");
+            checks.works("chmod", set_mode(&path, 0o2755));
+            set_thread_res_uid(root, root, root).expect("it was root");
+            let expected = if member { 0o2755 } else { 0o755 };
+            checks.equal(&format!("round {round}"), mode(&path), expected);
+        }
     })
 }
 

@@ -225,6 +225,12 @@ fn an_open_sees_what_another_mount_has_closed_before() -> Result<()> {
     Ok(())
 }
 
+/// What another mount has just made, where this one knows all names.
+fn told(path: &Path) -> Result<Vec<u8>> {
+    wait(TOLD, || Ok(path.exists()))?;
+    Ok(fs::read(path)?)
+}
+
 /// With `late_close` a small new file is closed before its mount has stored it. Whoever looks then, by whatever way, finds what was written.
 #[test]
 fn what_was_just_closed_is_there_for_others() -> Result<()> {
@@ -259,7 +265,7 @@ fn what_was_just_closed_is_there_for_others() -> Result<()> {
             }
             3 => {
                 fs::rename(&there, other.join("kept").join(&name))?;
-                fs::read(one.join("kept").join(&name))?
+                told(&one.join("kept").join(&name))?
             }
             4 => {
                 fs::hard_link(&there, other.join("kept").join(&name))?;
@@ -275,7 +281,7 @@ fn what_was_just_closed_is_there_for_others() -> Result<()> {
             }
             6 => {
                 fs::copy(&there, other.join("kept").join(&name))?;
-                fs::read(one.join("kept").join(&name))?
+                told(&one.join("kept").join(&name))?
             }
             // By its writer, who has it open again.
             _ => {

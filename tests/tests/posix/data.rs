@@ -5,9 +5,10 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
-use emberfs_tests::{Checks, drop_cache, pattern};
+use anyhow::{Result, ensure};
+use emberfs_tests::{Checks, TestCluster, drop_cache, pattern};
 use rustix::fs::SeekFrom::{Data, Hole};
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, Mode, OFlags, copy_file_range, fallocate, ftruncate, linkat, open,
@@ -62,6 +63,16 @@ fn sizes_holes_and_space() -> Result<()> {
             fallocate(&f, FallocateFlags::KEEP_SIZE, 0, 1000),
         );
         checks.equal("does not", len(&f), 100);
+        for how in [FallocateFlags::empty(), FallocateFlags::KEEP_SIZE] {
+            let times = |meta: fs::Metadata| (meta.mtime_nsec(), meta.ctime_nsec());
+            let before = times(f.metadata().expect("stat"));
+            checks.works("space that is there", fallocate(&f, how, 0, 10));
+            let after = times(f.metadata().expect("stat"));
+            checks.holds(
+                "moves both times",
+                before.0 != after.0 && before.1 != after.1,
+            );
+        }
         let none = fallocate(&f, FallocateFlags::empty(), 0, 0);
         checks.fails("no space", none, Errno::INVAL);
         let reader = File::open(&path).expect("opened");
@@ -108,6 +119,68 @@ fn sizes_holes_and_space() -> Result<()> {
         let got = sparse.read_at(&mut byte, far - 1).expect("read");
         checks.equal("its end", (got, byte), (2, [0, b'x']));
         checks.works("cut", ftruncate(&sparse, 1));
+    })
+}
+
+/// Programs read a file to its end again and again while another one appends to it.
+#[test]
+fn what_is_appended_is_never_seen_as_zeros() -> Result<()> {
+    const RECORDS: usize = 400;
+    const LEN: usize = 700;
+    let cluster = TestCluster::start(1, 1)?;
+    let second = cluster.mount_again("")?;
+    let data = pattern(RECORDS * LEN, 7);
+    for round in 0..4 {
+        let name = format!("log-{round}");
+        let (here, there) = (cluster.mount().join(&name), second.path().join(&name));
+        fs::write(&here, "")?;
+        std::thread::scope(|scope| {
+            let follow = |path: &Path| -> Result<()> {
+                let mut file = File::open(path)?;
+                let (mut at, mut buf) = (0, [0; 3333]);
+                let deadline = Instant::now() + Duration::from_secs(30);
+                while at < data.len() {
+                    ensure!(
+                        Instant::now() < deadline,
+                        "{at} bytes of {} came",
+                        data.len()
+                    );
+                    let got = file.read(&mut buf)?;
+                    ensure!(buf[..got] == data[at..at + got], "wrong bytes at {at}");
+                    at += got;
+                }
+                Ok(())
+            };
+            let readers = [&here, &here, &there].map(|path| scope.spawn(move || follow(path)));
+            let mut log = File::options().append(true).open(&here)?;
+            data.chunks(LEN)
+                .try_for_each(|record| log.write_all(record))?;
+            drop(log);
+            readers
+                .into_iter()
+                .try_for_each(|reader| reader.join().expect("no panic"))
+        })?;
+    }
+    Ok(())
+}
+
+/// What a program has seen of a file that it wrote is the same after others have opened it.
+#[test]
+fn times_stay_as_they_were_seen_after_a_write() -> Result<()> {
+    on_a_mount(|dir, checks| {
+        let path = dir.join("f");
+        let mut written = file(&path);
+        written.write_all(b"data").expect("written");
+        written.sync_all().expect("synced");
+        written.write_all(b"more").expect("written");
+        let seen = written.metadata().expect("stat");
+        drop(written);
+        let times = |meta: &fs::Metadata| {
+            let mtime = (meta.mtime(), meta.mtime_nsec());
+            (mtime, (meta.ctime(), meta.ctime_nsec()))
+        };
+        let now = File::open(&path).and_then(|file| file.metadata());
+        checks.equal("mtime, ctime", times(&now.expect("stat")), times(&seen));
     })
 }
 

@@ -71,7 +71,10 @@ fn table(checks: &mut Checks, one: &Path, other: &Path, between: &str) {
     checks.works(&say("downgrade"), flock(&a, shared));
     checks.works(&say("two shared"), flock(&b, shared));
     checks.fails(&say("upgrade"), flock(&a, exclusive), Errno::WOULDBLOCK);
+    // As everywhere on Linux it has cost the lock that was to be converted.
+    checks.works(&say("the other's upgrade"), flock(&b, exclusive));
     checks.works(&say("unlock"), flock(&b, FlockOperation::Unlock));
+    checks.works(&say("shared again"), flock(&a, shared));
     checks.works(&say("upgrade alone"), flock(&a, exclusive));
 
     // The two kinds do not meet.
@@ -127,12 +130,36 @@ fn table(checks: &mut Checks, one: &Path, other: &Path, between: &str) {
     waiting.join().expect("ended");
 }
 
+/// Two who share a lock and both want it alone: neither keeps the other from it.
+fn upgrades(checks: &mut Checks, one: &Path, other: &Path, between: &str) {
+    let (tell, told) = mpsc::channel();
+    let (a, b) = (open(one), open(other));
+    for file in [&a, &b] {
+        flock(file, FlockOperation::LockShared).expect("shared");
+    }
+    let upgraders = [a, b].map(|file| {
+        let tell = tell.clone();
+        thread::spawn(move || {
+            let got = flock(&file, FlockOperation::LockExclusive);
+            tell.send(got).expect("somebody listens");
+        })
+    });
+    for n in 0..2 {
+        let got = told.recv_timeout(SOON).unwrap_or(Err(Errno::TIMEDOUT));
+        checks.works(&format!("{between}: upgrade {n}"), got);
+    }
+    for upgrader in upgraders {
+        upgrader.join().expect("ended");
+    }
+}
+
 #[test]
 fn locks_hold_within_a_mount_and_between_two() -> Result<()> {
     let cluster = TestCluster::start(1, 1)?;
     let mut checks = Checks::default();
     let path = cluster.mount().join("within");
     table(&mut checks, &path, &path, "one mount");
+    upgrades(&mut checks, &path, &path, "one mount");
 
     let second = cluster.mount_again("")?;
     let (one, other) = (
@@ -140,6 +167,7 @@ fn locks_hold_within_a_mount_and_between_two() -> Result<()> {
         second.path().join("between"),
     );
     table(&mut checks, &one, &other, "two mounts");
+    upgrades(&mut checks, &one, &other, "two mounts");
     closing_any_descriptor_ends_them(&mut checks, &path);
     waits_can_be_interrupted(&mut checks, &one);
     deadlocks_are_told(&mut checks, &one, &other);

@@ -30,8 +30,17 @@ fn an_open_directory_without_a_name_is_empty_and_keeps_its_attributes() -> Resul
         rmdir(&gone).expect("removed");
         make_dir(&new, 0o700);
         let replaced = open(&new, flags, Mode::empty()).expect("opened");
+        let left = make_dir(&dir.join("left"), 0o750);
+        let emptied = open(&left, flags, Mode::empty()).expect("opened");
+        make(&left.join("f"), 0o600, b"").expect("made");
+        unlink(left.join("f")).expect("removed");
+        rmdir(&left).expect("removed");
         rename(make_dir(&dir.join("other"), 0o711), &new).expect("replaced");
-        for (what, fd, mode) in [("removed", &removed, 0o750), ("replaced", &replaced, 0o700)] {
+        for (what, fd, mode) in [
+            ("removed", &removed, 0o750),
+            ("replaced", &replaced, 0o700),
+            ("emptied", &emptied, 0o750),
+        ] {
             let expected = Ok((FileType::Directory, mode, 0));
             checks.equal(&format!("fstat, {what}"), shown(fstat(fd)), expected);
             let here = statat(fd, ".", AtFlags::empty());

@@ -1,6 +1,8 @@
 //! Extended attributes and access control lists.
 
 use std::ffi::CStr;
+use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::Result;
@@ -33,6 +35,26 @@ fn names(path: &Path) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+/// What a program may do is copied before the copy is closed, and goes with the next write.
+#[test]
+fn capabilities_stay_with_what_was_written_before_them() -> Result<()> {
+    const NAME: &CStr = c"security.capability";
+    // Version 2, effective: cap_net_bind_service.
+    const VALUE: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    on_a_mount(|dir, checks| {
+        let path = dir.join("program");
+        let mut program = File::create(&path).expect("made");
+        program.write_all(b"bytes").expect("written");
+        checks.works("set", setxattr(&path, NAME, &VALUE, ANY));
+        drop(program);
+        checks.equal("after the close", get(&path, NAME), Ok(VALUE.to_vec()));
+        let mut program = File::options().append(true).open(&path).expect("opened");
+        program.write_all(b"more").expect("written");
+        drop(program);
+        checks.fails("after a write", get(&path, NAME), Errno::NODATA);
+    })
 }
 
 #[test]
@@ -221,7 +243,7 @@ fn access_lists_are_enforced_and_inherited() -> Result<()> {
         checks.equal("read back", get(&file, ACCESS), Ok(list.clone()));
         checks.equal("the mask shows as the group's bits", mode(&file), 0o660);
         checks.works("a named user reads", as_user(ALICE, || readable(&file)));
-        let append = || std::fs::File::options().append(true).open(&file);
+        let append = || File::options().append(true).open(&file);
         let write = || {
             append()
                 .map(drop)

@@ -55,10 +55,27 @@ fn of_two_racing_opens_none_keeps_pages_that_the_other_drops() {
 }
 
 #[test]
+fn pages_of_an_open_file_go_each_time_that_others_write_it() {
+    let inodes = Inodes::default();
+    inodes.present(&mut attr(10, 1, 100), Instant::now());
+    open(&inodes, &attr(10, 1, 100), false);
+    for mtime in 101..104 {
+        assert!(inodes.changed_elsewhere(FILE));
+        assert!(inodes.drop_pages(&attr(10, 1, mtime)), "{mtime}");
+        assert!(!inodes.drop_pages(&attr(10, 1, mtime)), "of this state");
+    }
+    // A later open has nothing to keep, and what it reads is of its state.
+    assert!(!open(&inodes, &attr(10, 1, 104), false).keep_cache);
+    assert!(!inodes.drop_pages(&attr(10, 1, 104)));
+    let grown = |size| inodes.outgrown(&mut attr(size, 1, 105));
+    assert_eq!((grown(10), grown(11)), (None, Some(10)));
+}
+
+#[test]
 fn own_writes_keep_the_pages() {
     let inodes = Inodes::default();
     open(&inodes, &attr(0, 0, 100), true);
-    inodes.wrote(FILE, 4096);
+    inodes.wrote(FILE, 4096, true);
     inodes.synced(&mut attr(4096, 0, 150));
     inodes.closed(FILE, true);
     assert!(open(&inodes, &attr(4096, 0, 150), false).keep_cache);
@@ -68,7 +85,7 @@ fn own_writes_keep_the_pages() {
 fn lost_writes_drop_pages_and_size() {
     let inodes = Inodes::default();
     open(&inodes, &attr(10, 0, 100), true);
-    inodes.wrote(FILE, 4096);
+    inodes.wrote(FILE, 4096, true);
     inodes.lost(FILE);
     let mut shown = attr(10, 0, 100);
     inodes.present(&mut shown, Instant::now());
@@ -80,7 +97,7 @@ fn lost_writes_drop_pages_and_size() {
 fn an_overtaken_answer_does_not_shrink_a_file() {
     let inodes = Inodes::default();
     open(&inodes, &attr(10, 3, 100), true);
-    inodes.wrote(FILE, 4096);
+    inodes.wrote(FILE, 4096, true);
     let mut overtaken = attr(10, 3, 100);
     inodes.present(&mut overtaken, Instant::now());
     assert_eq!(overtaken.size, 4096);
@@ -96,7 +113,7 @@ fn an_overtaken_answer_does_not_shrink_a_file() {
 fn an_open_without_writers_takes_the_servers_word() {
     let inodes = Inodes::default();
     open(&inodes, &attr(10, 3, 100), true);
-    inodes.wrote(FILE, 4096);
+    inodes.wrote(FILE, 4096, true);
     inodes.closed(FILE, true);
     let mut server = attr(10, 3, 100);
     inodes.opened(&mut server, false);
@@ -153,13 +170,14 @@ fn local_changes_are_seen_by_listings() {
 fn memory_is_bounded_and_open_files_are_kept() {
     let inodes = Inodes::default();
     open(&inodes, &attr(10, 0, 100), true);
-    inodes.wrote(FILE, 4096);
+    inodes.wrote(FILE, 4096, true);
     for number in 1..(MAX_PER_SHARD * 2) as u64 {
         let inode = FILE + number * SHARDS as u64;
-        inodes.present(&mut Attr {
+        let mut attr = Attr {
             inode,
             ..attr(1, 0, 1)
-        });
+        };
+        inodes.present(&mut attr, Instant::now());
     }
     let shard = inodes.shards[FILE as usize % SHARDS].lock();
     assert!(shard.inodes.len() <= MAX_PER_SHARD);

@@ -160,6 +160,18 @@ async fn what_is_changed_while_it_is_fetched_does_not_count() {
 }
 
 #[tokio::test]
+async fn what_has_just_changed_is_asked_for() {
+    let (handler, memory) = directory(20);
+    let now = |attr: &mut Attr| attr.ctime = Some(SystemTime::now().into());
+    memory.alter_elsewhere(12, now);
+    let trips = |memory: &Memory| memory.lookups.load(Relaxed);
+    walk(&handler, &memory, 0..10).await;
+    let before = trips(&memory);
+    walk(&handler, &memory, 10..20).await;
+    assert_eq!(trips(&memory), before + 1);
+}
+
+#[tokio::test]
 async fn without_a_watch_nothing_is_believed() {
     let (handler, memory) = directory(200);
     walk(&handler, &memory, 0..50).await;

@@ -153,6 +153,7 @@ fn other_notifications_name_pages_and_names() {
     assert_eq!(u32_at(&name, 0), Some(name.len() as u32));
     assert_eq!(u32_at(&name, 4), Some(abi::NOTIFY_INVAL_ENTRY));
     assert_eq!((u64_at(&name, 16), u32_at(&name, 24)), (Some(7), Some(4)));
+    assert_eq!(u32_at(&name, 28), Some(abi::EXPIRE_ONLY));
     assert_eq!(name[32..], *b"name\0");
 }
 

@@ -82,7 +82,7 @@ pub(crate) fn sync(
             // A report that tells nothing new comes from writes before, not from one since.
             if inode != before {
                 xattr::drop_capability(tx, &mut inode)?;
-                inode.ctime = changed_at(tx, who, &inode);
+                inode.ctime = changed_at(tx, who, &before, &inode);
                 tx.put_inode(&inode);
             }
         }
@@ -100,15 +100,17 @@ pub(crate) fn sync(
     }))
 }
 
-/// When the file changed. Of one that is delegated the writer has been told already that it was when it wrote.
-fn changed_at(tx: &Tx<'_>, who: &Who, inode: &InodeRecord) -> pb::Time {
-    let delegations = &tx.core.sessions.delegations;
-    if !delegations.is_held_by(inode.id(), who.client) {
-        return tx.now;
-    }
-    let written = time::later(inode.mtime, inode.ctime);
+/// When the file changed: when it was written, as the writer's programs have been told already. Whoever else has looked at it
+/// must see that it changed, so then it is later than before in any case.
+fn changed_at(tx: &Tx<'_>, who: &Who, before: &InodeRecord, inode: &InodeRecord) -> pb::Time {
+    let written = time::later(inode.mtime, before.ctime);
+    let unseen = || {
+        let delegations = &tx.core.sessions.delegations;
+        delegations.is_held_by(inode.id(), who.client)
+    };
     // Not in the future, whatever the client's clock says.
-    if time::later(written, tx.now) == tx.now {
+    let past = time::later(written, tx.now) == tx.now;
+    if past && (written != before.ctime || unseen()) {
         written
     } else {
         tx.now

@@ -2,6 +2,7 @@ use super::fixture::*;
 use emberfs_proto::ErrorCode::*;
 use emberfs_proto::pb;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 async fn writer(f: &Fixture) -> (u64, u64) {
     let opened = f.create(f.root(), ROOT, "a", 0o644).await.unwrap();
@@ -45,6 +46,37 @@ async fn a_report_sets_the_time_of_the_last_write() {
         settle: false,
     };
     assert_eq!(f.ns.sync(request).await.unwrap().attr.unwrap().mtime, mtime);
+}
+
+/// The writer's programs have seen the times of the write before it was reported.
+#[tokio::test]
+async fn a_file_changed_when_it_was_written_and_later_than_before() {
+    let f = Fixture::new();
+    let (file, session) = writer(&f).await;
+    let report = async |end: u64, mtime: SystemTime| {
+        let request = pb::SyncRequest {
+            caller: f.root(),
+            inode: file,
+            session,
+            end: Some(end),
+            truncate_epoch: 0,
+            mtime: Some(mtime.into()),
+            sparse: false,
+            settle: false,
+        };
+        let attr = f.ns.sync(request).await.unwrap().attr.unwrap();
+        (attr.mtime.unwrap(), attr.ctime.unwrap())
+    };
+    let wrote = SystemTime::now();
+    let first = (wrote.into(), wrote.into());
+    assert_eq!(report(10, wrote).await, first, "not when it was reported");
+    let old = wrote - Duration::from_hours(1);
+    let (mtime, ctime) = report(20, old).await;
+    assert_eq!(mtime, old.into());
+    assert!((ctime.seconds, ctime.nanos) > (first.1.seconds, first.1.nanos));
+    let (_, ctime) = report(30, wrote + Duration::from_hours(1)).await;
+    let limit = pb::Time::from(wrote + Duration::from_mins(30));
+    assert!(ctime.seconds < limit.seconds, "a clock that is ahead");
 }
 
 #[tokio::test]
@@ -218,7 +250,7 @@ async fn a_file_is_sparse_if_it_may_have_holes() {
     assert!(sparse().await, "from before a truncation");
     f.truncate(file, 0).await.unwrap();
     f.chunks.write(file, 80);
-    f.expire_after(std::time::Duration::from_mins(1)).await;
+    f.expire_after(Duration::from_mins(1)).await;
     assert_eq!(f.attr(file).await.unwrap().size, 80);
     assert!(sparse().await, "settled from the chunks");
 }
