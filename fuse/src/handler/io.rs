@@ -80,12 +80,14 @@ impl<F> FileHandle<F> {
 }
 
 /// What a write did beside writing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Written {
     /// Attributes that the kernel has cached are not right any more.
     pub(crate) attr_stale: bool,
     /// Nor are pages: the bytes are elsewhere than the kernel put them.
     pub(crate) pages_stale: bool,
+    /// Until the write has been answered, a successor of this process has to find these.
+    pub(crate) kept: Bytes,
 }
 
 /// The reply to an open.
@@ -245,6 +247,7 @@ impl<B: Backend> Handler<B> {
         Ok(Written {
             attr_stale: mode.is_some() || at != offset,
             pages_stale: at != offset,
+            kept: Bytes::new(),
         })
     }
 

@@ -88,6 +88,19 @@ impl<B: Backend> Handler<B> {
         handle
     }
 
+    /// The bytes of an append, where a successor finds what became of them. If there was no room for that, what was written to
+    /// the file before is stored first: an append of which nobody knows might be made twice.
+    async fn secure(&self, asked: Asked, handle: u64, data: Bytes) -> Result<Bytes> {
+        let Some(ledger) = &self.ledger else {
+            return Ok(data);
+        };
+        if ledger.holds(&data) {
+            return Ok(data);
+        }
+        self.sync_writers(self.file(handle)?.inode).await?;
+        Ok(ledger.keep(asked.number, &data))
+    }
+
     /// As [`Self::write`]; what an earlier process appended for this request stays where it put it.
     pub(crate) async fn write_once(
         &self,
@@ -102,7 +115,16 @@ impl<B: Backend> Handler<B> {
             _ => Vec::new(),
         };
         let Some(at) = kept.first().map(Kept::offset) else {
-            return self.write(handle, offset, data, (stranger, append)).await;
+            let data = if append {
+                self.secure(asked, handle, data).await?
+            } else {
+                data
+            };
+            let mut written = self
+                .write(handle, offset, data.clone(), (stranger, append))
+                .await?;
+            written.kept = data;
+            return Ok(written);
         };
         self.write(handle, at, data, (stranger, false)).await?;
         // It is noted anew.
@@ -110,6 +132,7 @@ impl<B: Backend> Handler<B> {
         Ok(Written {
             attr_stale: true,
             pages_stale: true,
+            kept: Bytes::new(),
         })
     }
 

@@ -315,19 +315,15 @@ impl<B: Backend> Server<B> {
     {
         let (node, device) = (call.node, self.device.clone());
         let finish = move |outcome: std::result::Result<Written, i32>, respond: Responder| {
-            let stale = match outcome {
-                Ok(written) => {
-                    if written.attr_stale {
-                        forget_attributes(node, &device);
-                    }
-                    written.pages_stale
-                }
-                Err(_) => false,
-            };
+            if outcome.as_ref().is_ok_and(|written| written.attr_stale) {
+                forget_attributes(node, &device);
+            }
+            let stale = outcome.as_ref().is_ok_and(|written| written.pages_stale);
             let len = data.len() as u32;
-            respond.send(outcome.map_or_else(Reply::error, |_| reply::written(len)));
+            let errno = outcome.as_ref().err().copied();
+            respond.send(errno.map_or_else(|| reply::written(len), Reply::error));
             // Until now a successor of this process had to find where they went.
-            drop(data);
+            drop((data, outcome));
             if stale {
                 // Only now: the kernel holds its pages until the reply.
                 tokio::task::spawn_blocking(move || {

@@ -225,6 +225,11 @@ impl Arena {
         true
     }
 
+    /// Whether these are what [`Self::keep`] gave.
+    pub(crate) fn holds(&self, data: &Bytes) -> bool {
+        self.find(data).is_some()
+    }
+
     fn find(&self, data: &Bytes) -> Option<(usize, u32)> {
         let mut at = self.map.offset_of(data.as_ptr())?.checked_sub(HEADERS)?;
         for (class, &(capacity, count)) in CLASSES.iter().enumerate() {

@@ -232,6 +232,11 @@ impl Ledger {
         kept.unwrap_or_else(|| Bytes::copy_from_slice(data))
     }
 
+    /// Whether [`Self::keep`] found room for them.
+    pub(crate) fn holds(&self, data: &Bytes) -> bool {
+        data.is_empty() || self.arena.holds(data)
+    }
+
     /// See [`Arena::note`].
     pub(crate) fn note_write(&self, data: &Bytes, inode: u64, offset: u64) -> bool {
         data.is_empty() || self.arena.note(data, inode, offset)
