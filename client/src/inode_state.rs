@@ -107,9 +107,17 @@ impl InodeState {
     /// else: nobody here writes it.
     pub(crate) fn learn(&self, attr: &Attr) {
         let cut = self.length.lock().learn(attr);
-        if cut || (self.writer().is_none() && self.is_news(attr)) {
+        if cut || (!self.is_written_here() && self.is_news(attr)) {
             self.read_ahead.lock().clear();
         }
+    }
+
+    fn is_written_here(&self) -> bool {
+        let handles = self.handles.lock();
+        handles
+            .iter()
+            .filter_map(Weak::upgrade)
+            .any(|handle| handle.write)
     }
 
     /// Whether the contents are others than when this was asked last.

@@ -185,9 +185,9 @@ pub(crate) async fn follow<B: Backend>(
     loop {
         let event = tokio::select! {
             event = events.recv() => event,
-            messages = again.due() => {
+            (times, messages) = again.due() => {
                 let unknown = tell(&device, messages).await;
-                again.add(unknown);
+                again.add(times, unknown);
                 continue;
             }
         };
@@ -215,7 +215,7 @@ pub(crate) async fn follow<B: Backend>(
                     missed(&caching, &handler, &device).await;
                 }
                 let unknown = changed_elsewhere(&caching, &handler, &device, changed).await;
-                again.add(unknown.into_iter().map(|message| (message, 0)));
+                again.add(0, unknown);
                 if again.is_full() {
                     again = Again::default();
                     missed(&caching, &handler, &device).await;
@@ -229,8 +229,7 @@ pub(crate) async fn follow<B: Backend>(
 async fn missed<B: Backend>(caching: &Caching, handler: &Arc<Handler<B>>, device: &Arc<OwnedFd>) {
     handler.missed_changes();
     caching.invalidate_all();
-    let messages = stale(handler).into_iter().map(|message| (message, 0));
-    tell(device, messages.collect()).await;
+    tell(device, stale(handler)).await;
 }
 
 /// Messages that make the kernel ask again for all that it believes, if it knows epochs.
@@ -240,15 +239,12 @@ pub(crate) fn stale<B: Backend>(handler: &Handler<B>) -> Vec<Vec<u8>> {
     open.chain([reply::stale_names()]).collect()
 }
 
-/// A message for the kernel, and how often it has been sent again.
-type Message = (Vec<u8>, usize);
-
 /// Sends messages to the kernel; those about inodes and names that it does not have.
-async fn tell(device: &Arc<OwnedFd>, messages: Vec<Message>) -> Vec<Message> {
+async fn tell(device: &Arc<OwnedFd>, messages: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     let device = device.clone();
     // The kernel waits for locks of the inodes that it is told about.
     let told = tokio::task::spawn_blocking(move || {
-        let unknown = |(message, _): &Message| {
+        let unknown = |message: &Vec<u8>| {
             rustix::io::write(&*device, message) == Err(rustix::io::Errno::NOENT)
         };
         messages.into_iter().filter(unknown).collect()
@@ -256,48 +252,50 @@ async fn tell(device: &Arc<OwnedFd>, messages: Vec<Message>) -> Vec<Message> {
     told.await.unwrap_or_default()
 }
 
-/// What the kernel did not know when it was told, and is told again.
-///
-/// A program's thread takes a reply in when it runs, which on a busy host is long after the reply was sent. An invalidation in between finds
-/// nothing, and what the thread then takes in would be believed for minutes. The kernel tells nobody when that happens, so this is
-/// repeated for as long as a thread may reasonably wait.
-#[derive(Default)]
-struct Again(VecDeque<(Instant, Message)>);
-
-/// When after the last time.
+/// When what the kernel did not know is sent again, each time after the last.
 const PAUSES: [Duration; 3] = [
     Duration::from_millis(10),
     Duration::from_millis(200),
     Duration::from_secs(2),
 ];
-/// Messages that wait for their next time; with more, the kernel is told to ask for everything again.
+/// Messages that wait for that; with more, the kernel is told to ask for everything again.
 const MAX_AGAIN: usize = 16 << 10;
 
+/// What the kernel did not know when it was told, and is told again.
+///
+/// A program's thread takes a reply in when it runs, which on a busy host is long after the reply was sent. An invalidation in between finds
+/// nothing, and what the thread then takes in would be believed for minutes. The kernel tells nobody when that happens, so this is
+/// repeated for as long as a thread may reasonably wait.
+///
+/// A queue for each pause, in which messages are in order by themselves.
+#[derive(Default)]
+struct Again([VecDeque<(Instant, Vec<u8>)>; PAUSES.len()]);
+
 impl Again {
-    fn add(&mut self, messages: impl IntoIterator<Item = Message>) {
-        let now = Instant::now();
-        for (message, times) in messages {
-            if let Some(pause) = PAUSES.get(times) {
-                self.0.push_back((now + *pause, (message, times + 1)));
-            }
+    /// These were sent `times` times again, in vain.
+    fn add(&mut self, times: usize, messages: Vec<Vec<u8>>) {
+        if let (Some(queue), Some(pause)) = (self.0.get_mut(times), PAUSES.get(times)) {
+            let due = Instant::now() + *pause;
+            queue.extend(messages.into_iter().map(|message| (due, message)));
         }
-        // Pauses differ.
-        self.0.make_contiguous().sort_by_key(|(due, _)| *due);
     }
 
     fn is_full(&self) -> bool {
-        self.0.len() > MAX_AGAIN
+        self.0.iter().map(VecDeque::len).sum::<usize>() > MAX_AGAIN
     }
 
-    /// Waits for the next ones to be sent; never ends while there are none.
-    async fn due(&mut self) -> Vec<Message> {
-        let Some((first, _)) = self.0.front() else {
+    /// Waits for the next ones to be sent, also how often they will have been sent again then; never ends while there are none.
+    async fn due(&mut self) -> (usize, Vec<Vec<u8>>) {
+        let fronts = self.0.iter().zip(1..);
+        let next = fronts.filter_map(|(queue, times)| Some((queue.front()?.0, times)));
+        let Some((due, times)) = next.min() else {
             return std::future::pending().await;
         };
-        tokio::time::sleep_until(*first).await;
-        let now = Instant::now();
-        let due = self.0.partition_point(|(due, _)| *due <= now);
-        self.0.drain(..due).map(|(_, message)| message).collect()
+        tokio::time::sleep_until(due).await;
+        let queue = &mut self.0[times - 1];
+        let ready = queue.partition_point(|(at, _)| *at <= due);
+        let messages = queue.drain(..ready).map(|(_, message)| message);
+        (times, messages.collect())
     }
 }
 
@@ -348,9 +346,7 @@ async fn changed_elsewhere<B: Backend>(
         messages.push(reply::stale_name(parent, &name.name));
     }
     give_ends_back(handler, changed.append_wanted);
-    let messages = messages.into_iter().map(|message| (message, 0));
-    let unknown = tell(device, messages.collect()).await;
-    unknown.into_iter().map(|(message, _)| message).collect()
+    tell(device, messages).await
 }
 
 #[cfg(test)]
@@ -389,18 +385,33 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_the_kernel_did_not_know_it_is_told_again() {
-        let message = |n: u8| (vec![n], 0);
         let mut again = Again::default();
-        again.add([message(1)]);
+        let begun = Instant::now();
+        again.add(0, vec![vec![1]]);
         let mut sent = Vec::new();
-        for _ in PAUSES {
-            let due = again.due().await;
-            sent.extend(due.iter().map(|(message, times)| (message[0], *times)));
-            again.add(due);
+        for n in 2..5 {
+            let (times, due) = again.due().await;
+            sent.push((times, due.clone(), begun.elapsed().as_millis()));
+            again.add(times, due);
+            if n == 2 {
+                again.add(0, vec![vec![n]]);
+            }
         }
-        assert_eq!(sent, [(1, 1), (1, 2), (1, 3)]);
-        assert!(again.0.is_empty(), "not for ever");
-        again.add((0..=MAX_AGAIN).map(|n| message(n as u8)));
+        let expected = [
+            (1, vec![vec![1]], 10),
+            (1, vec![vec![2]], 20),
+            (2, vec![vec![1]], 210),
+        ];
+        assert_eq!(sent, expected);
+        for times in [2, 3] {
+            let (times_sent, due) = again.due().await;
+            assert_eq!((times_sent, due.len()), (times, 1));
+            again.add(times, due);
+        }
+        let (times, due) = again.due().await;
+        again.add(times, due);
+        assert!(again.0.iter().all(VecDeque::is_empty), "not for ever");
+        again.add(0, vec![Vec::new(); MAX_AGAIN + 1]);
         assert!(again.is_full());
     }
 

@@ -113,10 +113,13 @@ impl<B: Backend> Server<B> {
             entry: options.entry_timeout,
             attr: options.attr_timeout,
         };
-        let kernel = device.clone();
+        // Not to keep it open: the handler outlives what serves the device.
+        let kernel = Arc::downgrade(&device);
         parts.handler.drop_pages_by(move |node, from| {
-            // It fails if the kernel has no such inode, which is as good.
-            let _ = rustix::io::write(&*kernel, &reply::stale_pages_from(node, from));
+            if let Some(kernel) = kernel.upgrade() {
+                // It fails if the kernel has no such inode, which is as good.
+                let _ = rustix::io::write(&*kernel, &reply::stale_pages_from(node, from));
+            }
         });
         let caching = Arc::new(Caching::new(ordinary, options.timeouts_chosen, in_order));
         Arc::new(Self {

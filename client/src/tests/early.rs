@@ -31,6 +31,12 @@ async fn open(client: &Client, flags: OpenFlags, believed: &Attr) -> File {
     opened.unwrap().1
 }
 
+/// Waits until the servers have seen a read since `before`.
+async fn reads_early(cluster: &Cluster, before: usize) {
+    let read = || cluster.storage.reads().len() > before;
+    eventually("it is read early", read).await;
+}
+
 /// Reads the whole file; what it holds, and how many reads the servers have seen since `before`.
 async fn read(cluster: &Cluster, file: &File, before: usize) -> (Bytes, usize) {
     let data = file.read(0, 1 << 20).await.unwrap();
@@ -45,10 +51,7 @@ async fn one_read_serves_the_open_and_the_read() {
     let attr = small(&cluster, &client, "f", &data).await;
     let before = cluster.storage.reads().len();
     let file = open(&client, READ, &attr).await;
-    eventually("it is read early", || {
-        cluster.storage.reads().len() > before
-    })
-    .await;
+    reads_early(&cluster, before).await;
     assert_eq!(read(&cluster, &file, before).await, (data.clone(), 1));
     // It has been used up, as every block of read-ahead.
     assert_eq!(read(&cluster, &file, before).await, (data, 2));
@@ -71,10 +74,7 @@ async fn what_was_believed_wrongly_does_not_count() {
         spoil(&mut believed);
         let before = cluster.storage.reads().len();
         let file = open(&client, READ, &believed).await;
-        eventually("it is read early", || {
-            cluster.storage.reads().len() > before
-        })
-        .await;
+        reads_early(&cluster, before).await;
         assert_eq!(read(&cluster, &file, before).await, (data, 2), "{n}");
     }
 }

@@ -34,8 +34,8 @@ const SHARDS: usize = 32;
 /// the next open. Some 200 bytes each: 50 MiB in all.
 const MAX_PER_SHARD: usize = 8192;
 
-/// Small files whose attributes are remembered: 10 MiB.
-const MAX_SMALL: usize = 32 << 10;
+/// Small files whose attributes are remembered per shard: 10 MiB in all.
+const MAX_SMALL: usize = 1 << 10;
 
 /// Tells two states of a file apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +93,8 @@ struct Inode {
 #[derive(Default)]
 struct Shard {
     inodes: HashMap<u64, Inode>,
+    /// Small files as they were shown lately.
+    small: HashMap<u64, Attr>,
     /// Whatever is not in `inodes` may have been changed as late as this.
     evicted: u64,
 }
@@ -104,8 +106,6 @@ pub(crate) struct Inodes {
     clock: AtomicU64,
     /// How long answers may be believed, in nanoseconds.
     term: AtomicU64,
-    /// Small files that were shown lately and whose contents the kernel has not got.
-    small: Mutex<HashMap<u64, Attr>>,
 }
 
 impl Inodes {
@@ -131,13 +131,6 @@ impl Inodes {
         if attr.kind() != FileKind::File && plain.is_none() {
             return;
         }
-        if attr.kind() == FileKind::File && (1..=MAX_EARLY_READ).contains(&attr.size) {
-            let mut small = self.small.lock();
-            if small.len() >= MAX_SMALL {
-                small.clear();
-            }
-            small.insert(attr.inode, *attr);
-        }
         self.with(attr.inode, |inode| {
             inode.plain_until = plain;
             if attr.kind() == FileKind::File {
@@ -149,18 +142,21 @@ impl Inodes {
                 (inode.mode, inode.gid) = (attr.mode, attr.gid);
             }
         });
+        if attr.kind() == FileKind::File && (1..=MAX_EARLY_READ).contains(&attr.size) {
+            let mut shard = self.shards[attr.inode as usize % SHARDS].lock();
+            if shard.small.len() >= MAX_SMALL {
+                shard.small.clear();
+            }
+            shard.small.insert(attr.inode, *attr);
+        }
     }
 
     /// The attributes of a small file as they were shown, if the kernel has no pages of it and it is not open.
     pub(crate) fn to_be_read(&self, inode: u64) -> Option<Attr> {
-        {
-            let shard = self.shards[inode as usize % SHARDS].lock();
-            let known = shard.inodes.get(&inode);
-            if known.is_some_and(|inode| inode.opens > 0 || inode.pages.is_some()) {
-                return None;
-            }
-        }
-        self.small.lock().get(&inode).copied()
+        let shard = self.shards[inode as usize % SHARDS].lock();
+        let known = shard.inodes.get(&inode);
+        let here = known.is_some_and(|inode| inode.opens > 0 || inode.pages.is_some());
+        shard.small.get(&inode).filter(|_| !here).copied()
     }
 
     /// From now on the server tells of changes to what it answered within this time; zero: it does not.
@@ -370,8 +366,8 @@ impl Inodes {
 
     /// The kernel has dropped the inode with everything it cached of it.
     pub(crate) fn forget(&self, inode: u64) {
-        self.small.lock().remove(&inode);
         let mut shard = self.shards[inode as usize % SHARDS].lock();
+        shard.small.remove(&inode);
         if let Some(known) = shard.inodes.get(&inode)
             && known.opens == 0
         {

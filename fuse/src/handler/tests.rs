@@ -349,6 +349,40 @@ async fn append_once(room: bool) {
 }
 
 #[tokio::test]
+async fn a_small_file_is_read_while_it_is_opened_unless_it_is_cached_or_may_be_written() {
+    let (handler, memory, me) = handler();
+    let early = async |name: &str, flags| {
+        let before = memory.early_reads.load(Ordering::Relaxed);
+        let found = handler.lookup(&me, ROOT_NODE, name.as_bytes()).await;
+        let opened = handler.open(&me, found.unwrap().inode, flags).await;
+        let opened = opened.unwrap().handle;
+        let early = memory.early_reads.load(Ordering::Relaxed) > before;
+        (early, opened)
+    };
+    for (name, size) in [
+        ("small", 10),
+        ("empty", 0),
+        ("large", 1 << 20),
+        ("mine", 10),
+    ] {
+        memory.create_elsewhere(1, name, &vec![1; size]);
+    }
+    assert!(!early("empty", O_RDONLY).await.0 && !early("large", O_RDONLY).await.0);
+    for flags in [O_RDWR, O_WRONLY | O_TRUNC] {
+        assert!(!early("mine", flags).await.0, "{flags:o}");
+    }
+    let (read, first) = early("small", O_RDONLY).await;
+    assert!(read);
+    assert!(!early("small", O_RDONLY).await.0, "it is open");
+    let (_, second) = early("small", O_RDONLY).await;
+    handler.read(first, 0, 10).await.unwrap();
+    for open in [first, second, second - 1] {
+        handler.release(open, None).await.unwrap();
+    }
+    assert!(!early("small", O_RDONLY).await.0, "the kernel has it");
+}
+
+#[tokio::test]
 async fn pages_that_a_file_has_outgrown_go_before_its_length_is_told() {
     let (handler, memory, me) = handler();
     let dropped = Arc::new(Mutex::new(Vec::new()));

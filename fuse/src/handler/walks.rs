@@ -76,7 +76,7 @@ struct Walk {
 }
 
 #[derive(Clone, Copy)]
-pub(super) struct Found {
+struct Found {
     attr: Attr,
     /// The clock of changes when it was asked for.
     at: u64,
