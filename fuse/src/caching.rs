@@ -276,7 +276,10 @@ impl Again {
     fn add(&mut self, times: usize, messages: Vec<Vec<u8>>) {
         if let (Some(queue), Some(pause)) = (self.0.get_mut(times), PAUSES.get(times)) {
             let due = Instant::now() + *pause;
-            queue.extend(messages.into_iter().map(|message| (due, message)));
+            queue.extend(messages.into_iter().map(|mut message| {
+                reply::without_force(&mut message);
+                (due, message)
+            }));
         }
     }
 
@@ -343,7 +346,11 @@ async fn changed_elsewhere<B: Backend>(
         }
     }
     for (name, parent) in changed.names.iter().zip(parents) {
-        messages.push(reply::stale_name(parent, &name.name));
+        messages.push(if name.vacated {
+            reply::vacated_name(parent, &name.name)
+        } else {
+            reply::stale_name(parent, &name.name)
+        });
     }
     give_ends_back(handler, changed.append_wanted);
     tell(device, messages).await

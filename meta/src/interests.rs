@@ -76,7 +76,17 @@ pub(crate) struct Changed {
     /// Attributes, and perhaps contents, of these.
     pub(crate) inodes: Vec<InodeId>,
     /// What these names mean.
-    pub(crate) names: Vec<(InodeId, bytes::Bytes)>,
+    pub(crate) names: Vec<ChangedName>,
+}
+
+/// A name that means something else now, or nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ChangedName {
+    pub(crate) directory: InodeId,
+    pub(crate) name: bytes::Bytes,
+    /// A directory stood there, which is in another one now. Kernels know a directory at one place only, so one that has it here should
+    /// forget that before it meets it there.
+    pub(crate) vacated: bool,
 }
 
 impl Default for Interests {
@@ -177,11 +187,12 @@ impl Interests {
                 messages.entry(slot).or_default().inodes.push(inode.0);
             }
         }
-        for (directory, name) in &changed.names {
-            for slot in self.interested(*directory) {
+        for changed in &changed.names {
+            for slot in self.interested(changed.directory) {
                 let entry = pb::EntryName {
-                    parent: directory.0,
-                    name: name.clone(),
+                    parent: changed.directory.0,
+                    name: changed.name.clone(),
+                    vacated: changed.vacated,
                 };
                 messages.entry(slot).or_default().names.push(entry);
             }
@@ -449,7 +460,11 @@ mod tests {
     fn name(name: &'static [u8]) -> Changed {
         Changed {
             inodes: Vec::new(),
-            names: vec![(DIR, Bytes::from_static(name))],
+            names: vec![ChangedName {
+                directory: DIR,
+                name: Bytes::from_static(name),
+                vacated: false,
+            }],
         }
     }
 

@@ -325,15 +325,38 @@ fn stale_inode(node: u64, offset: i64) -> Vec<u8> {
 /// The message that makes the kernel ask what a name means when it is used again. What stands in it meanwhile, programs and
 /// mounts, stays.
 pub(crate) fn stale_name(parent: u64, name: &[u8]) -> Vec<u8> {
+    name_message(parent, name, abi::EXPIRE_ONLY)
+}
+
+/// The message that makes the kernel forget a name at which a directory stood that is in another one now.
+///
+/// While the kernel has it at the old place, a rename of it that does not look at the new one before fails with ESTALE: the kernel would
+/// have to move it in its memory, for which it needs the lock that the rename holds.
+pub(crate) fn vacated_name(parent: u64, name: &[u8]) -> Vec<u8> {
+    name_message(parent, name, 0)
+}
+
+fn name_message(parent: u64, name: &[u8], flags: u32) -> Vec<u8> {
     // A name is at most 255 bytes; one of zero ends it.
     let len = name.len() as u32;
-    let mut writer = Writer::notification(32 + len + 1, abi::NOTIFY_INVAL_ENTRY);
+    let mut writer = Writer::notification(NAME_AT as u32 + len + 1, abi::NOTIFY_INVAL_ENTRY);
     writer.eight(parent);
     writer.four(len);
-    writer.four(abi::EXPIRE_ONLY);
+    writer.four(flags);
     writer.0.extend_from_slice(name);
     writer.0.push(0);
     writer.0
+}
+
+/// Where the flags of a message about a name are, and where the name begins.
+const NAME_FLAGS_AT: usize = 28;
+const NAME_AT: usize = 32;
+
+/// Of a message that is sent again later: by then, a name may stand for something new that programs are in, which must stay.
+pub(crate) fn without_force(message: &mut [u8]) {
+    if message.get(4..8) == Some(&abi::NOTIFY_INVAL_ENTRY.to_ne_bytes()) {
+        message[NAME_FLAGS_AT..NAME_AT].copy_from_slice(&abi::EXPIRE_ONLY.to_ne_bytes());
+    }
 }
 
 /// The message that makes the kernel send again what was read and not answered.

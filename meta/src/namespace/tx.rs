@@ -24,7 +24,7 @@ use super::records::{Dentry, DirTimes, InodeRecord, TrimIntent, decode, encode};
 use super::usage::Ledger;
 use super::usage::table::Table;
 use super::{names, time};
-use crate::interests::{Changed, Noter};
+use crate::interests::{Changed, ChangedName, Noter};
 use crate::kv::Transaction;
 
 /// See the module.
@@ -336,8 +336,21 @@ impl<'a> Tx<'a> {
     }
 
     fn name_changed(&mut self, parent: InodeId, name: &[u8]) {
-        let name = Bytes::copy_from_slice(name);
-        self.changed.names.push((parent, name));
+        self.changed.names.push(ChangedName {
+            directory: parent,
+            name: Bytes::copy_from_slice(name),
+            vacated: false,
+        });
+    }
+
+    /// What stood at this name, which has changed, is in another directory now.
+    pub(crate) fn vacated(&mut self, parent: InodeId, name: &[u8], what: &InodeRecord) {
+        if what.is_dir() {
+            let names = self.changed.names.iter_mut();
+            for changed in names.filter(|it| it.directory == parent && it.name == name) {
+                changed.vacated = true;
+            }
+        }
     }
 
     pub(crate) fn delete_dentry(&mut self, parent: InodeId, name: &[u8]) {

@@ -209,6 +209,30 @@ fn a_walk_through_a_directory_finds_what_another_mount_has_changed() -> Result<(
 }
 
 /// Small files are read while they are opened; an open sees what was closed before it all the same.
+/// The kernel refuses a rename of a directory that it still has at another place, until it was told or looks there (docs/posix.md).
+#[test]
+fn a_directory_that_another_mount_has_moved_can_be_renamed_without_a_look() -> Result<()> {
+    let cluster = TestCluster::start(1, 1)?;
+    let second = cluster.mount_again("")?;
+    let (one, other) = (cluster.mount(), second.path());
+    for side in ["left", "right"] {
+        fs::create_dir(one.join(side))?;
+    }
+    for round in 0..ROUNDS {
+        let name = |side: &str| format!("{side}/d{round}");
+        fs::create_dir_all(one.join(name("left")).join("sub"))?;
+        ensure!(other.join(name("left")).join("sub").is_dir());
+        fs::rename(one.join(name("left")), one.join(name("right")))?;
+        let back = || fs::rename(other.join(name("right")), other.join(name("left")));
+        wait(TOLD, || match back() {
+            Err(error) if error.raw_os_error() == Some(libc::ESTALE) => Ok(false),
+            done => done.map(|()| true).map_err(Into::into),
+        })?;
+        ensure!(other.join(name("left")).join("sub").is_dir());
+    }
+    Ok(())
+}
+
 #[test]
 fn an_open_sees_what_another_mount_has_closed_before() -> Result<()> {
     let cluster = TestCluster::start(1, 1)?;

@@ -134,7 +134,16 @@ impl Op {
             }
             Self::Unlink(path) => rustix::fs::unlink(at(path)).map(done),
             Self::Rename(from, to, flags) => {
-                rustix::fs::renameat_with(CWD, at(from), CWD, at(to), *flags).map(done)
+                let (from, to) = (at(from), at(to));
+                let rename = || rustix::fs::renameat_with(CWD, &from, CWD, &to, *flags).map(done);
+                rename().or_else(|error| {
+                    // Another mount moved a directory a moment ago: a look finds it at its new place (docs/posix.md).
+                    if error != Errno::STALE {
+                        return Err(error);
+                    }
+                    let _ = (fs::symlink_metadata(&from), fs::symlink_metadata(&to));
+                    rename()
+                })
             }
             Self::Link(from, to) => rustix::fs::link(at(from), at(to)).map(done),
             Self::Symlink(path, target) => rustix::fs::symlink(target.as_str(), at(path)).map(done),

@@ -55,6 +55,7 @@ fn name_changed(name: &'static str) -> CacheEvent {
         names: vec![pb::EntryName {
             parent: 1,
             name: Bytes::from_static(name.as_bytes()),
+            vacated: false,
         }],
         ..pb::Invalidation::default()
     })

@@ -155,6 +155,13 @@ fn other_notifications_name_pages_and_names() {
     assert_eq!((u64_at(&name, 16), u32_at(&name, 24)), (Some(7), Some(4)));
     assert_eq!(u32_at(&name, 28), Some(abi::EXPIRE_ONLY));
     assert_eq!(name[32..], *b"name\0");
+    let mut gone = vacated_name(7, b"name");
+    assert_eq!(u32_at(&gone, 28), Some(0));
+    without_force(&mut gone);
+    assert_eq!(gone, name);
+    let (mut inode, before) = (stale_pages(7), stale_pages(7));
+    without_force(&mut inode);
+    assert_eq!(inode, before);
 }
 
 #[test]

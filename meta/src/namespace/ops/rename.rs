@@ -87,6 +87,12 @@ pub(crate) fn rename(
         tx.delete_dentry(from, &req.name);
     }
     place(tx, &mut moved, from, to, &req.new_name);
+    if from != to {
+        tx.vacated(from, &req.name, &moved);
+        if let Some(other) = replaced.as_ref().filter(|_| req.exchange) {
+            tx.vacated(to, &req.new_name, other);
+        }
+    }
     tx.touch_dir(from);
     tx.touch_dir(to);
     tx.expose(&moved);

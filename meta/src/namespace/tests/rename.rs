@@ -1,3 +1,5 @@
+use std::collections::HashSet;
+
 use super::fixture::*;
 use emberfs_proto::ErrorCode::*;
 
@@ -38,6 +40,63 @@ async fn directories_move_with_their_link_counts() {
     f.rename(a, "e", a, "g").await.unwrap();
     assert_eq!(f.attr(a).await.unwrap().nlink, 3);
     assert_eq!(f.names(a).await, ["g"]);
+}
+
+#[tokio::test]
+async fn others_are_told_which_names_a_directory_has_left() {
+    use futures::StreamExt;
+    let f = Fixture::new();
+    let a = f.mkdir(ROOT, "a").await.inode;
+    let b = f.mkdir(ROOT, "b").await.inode;
+    for name in ["dir", "same"] {
+        f.mkdir(a, name).await;
+    }
+    f.file(a, "file").await;
+    f.mkdir(b, "other").await;
+    let other = f.client(9, 0);
+    let watched = emberfs_proto::pb::WatchInodesRequest {
+        caller: other.clone(),
+    };
+    let mut watch = f.ns.watch_inodes(&watched).unwrap();
+    watch.next().await.unwrap().unwrap();
+    for dir in [a, b] {
+        let request = emberfs_proto::pb::NameRequest {
+            caller: other.clone(),
+            ..f.named(dir, "none")
+        };
+        assert_eq!(code(f.ns.lookup(request).await), NotFound);
+    }
+    let cases = [
+        ((a, "dir"), (b, "moved"), false, vec![(a, "dir")]),
+        ((a, "same"), (a, "renamed"), false, vec![]),
+        ((a, "file"), (b, "file"), false, vec![]),
+        ((b, "file"), (a, "renamed"), true, vec![(a, "renamed")]),
+        ((b, "moved"), (a, "renamed"), true, vec![(b, "moved")]),
+        (
+            (a, "renamed"),
+            (b, "other"),
+            true,
+            vec![(a, "renamed"), (b, "other")],
+        ),
+    ];
+    for (from, to, exchange, left) in cases {
+        f.rename_with(from.0, from.1, to.0, to.1, false, exchange)
+            .await
+            .unwrap();
+        let mut told = watch.next().await.unwrap().unwrap().names;
+        assert_eq!(told.len(), 2, "{from:?} to {to:?}");
+        told.retain(|name| name.vacated);
+        let told: Vec<_> = told.iter().map(|it| (it.parent, &it.name[..])).collect();
+        let left: Vec<_> = left
+            .iter()
+            .map(|(dir, name)| (*dir, name.as_bytes()))
+            .collect();
+        assert_eq!(
+            HashSet::<_>::from_iter(told),
+            HashSet::<_>::from_iter(left),
+            "{from:?} to {to:?}"
+        );
+    }
 }
 
 async fn parent_of(f: &Fixture, inode: u64) -> u64 {
