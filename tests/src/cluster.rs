@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use crate::binary::emberfs_binary;
 use crate::command::{Outcome, run};
+use crate::power::PowerDisk;
 
 /// Pause between two looks at something that is to become true.
 const POLL: Duration = Duration::from_millis(50);
@@ -34,6 +35,8 @@ pub struct ClusterOptions {
     pub mount_options: String,
     /// Where the disks are, if not in the cluster's directory.
     pub disk_root: Option<PathBuf>,
+    /// Its directory, if not in a temporary one.
+    pub dir: Option<PathBuf>,
 }
 
 impl ClusterOptions {
@@ -46,6 +49,7 @@ impl ClusterOptions {
             settings: Vec::new(),
             mount_options: String::new(),
             disk_root: None,
+            dir: None,
         }
     }
 }
@@ -163,6 +167,21 @@ impl TestCluster {
         wait(DEATH_LIMIT, || Ok(!is_alive(pid))).with_context(|| format!("{name} survives"))
     }
 
+    /// The disk that this cluster is on loses its power, and with it all processes; then it is there again, and nothing runs.
+    pub fn lose_power(&self, disk: &PowerDisk) -> Result<()> {
+        // Their numbers first: nothing can be read afterwards. The keeper before its worker, or it would start another.
+        let mut pids = vec![self.pid("mount")?, self.mount_worker()?];
+        pids.extend(self.pids());
+        disk.cut()?;
+        for pid in &pids {
+            // One that the cut has ended is gone already.
+            let _ = rustix::process::kill_process(*pid, Signal::KILL);
+        }
+        wait(DEATH_LIMIT, || Ok(!pids.iter().copied().any(is_alive))).context("one survives")?;
+        rustix::mount::unmount(self.mount(), rustix::mount::UnmountFlags::DETACH)?;
+        disk.restore()
+    }
+
     /// Suspends a process: it is silent and refuses nothing.
     pub fn sigstop(&self, name: &str) -> Result<()> {
         Ok(rustix::process::kill_process(
@@ -252,7 +271,8 @@ impl TestCluster {
 
     /// Directory of the cluster.
     pub fn dir(&self) -> PathBuf {
-        self.temp.path().join("data")
+        let own = || self.temp.path().join("data");
+        self.options.dir.clone().unwrap_or_else(own)
     }
 
     /// Where it is mounted.

@@ -8,6 +8,7 @@ mod cluster;
 mod command;
 mod data;
 mod posix;
+mod power;
 mod rot;
 
 pub use binary::emberfs_binary;
@@ -15,4 +16,5 @@ pub use cluster::{ClusterOptions, SecondMount, TestCluster, is_alive, wait};
 pub use command::{Outcome, run};
 pub use data::{drop_cache, pattern, scale};
 pub use posix::{ALICE, BOB, CAROL, Checks, ROOT, User, as_user};
+pub use power::PowerDisk;
 pub use rot::rot_blocks;

@@ -11,12 +11,13 @@
 //! ```
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
+use crate::durable;
 use crate::failure::{Context, Failure, Result, fail};
 
 /// Version of `cluster.toml`.
@@ -180,15 +181,8 @@ impl ClusterDir {
         let path = self.plan_path();
         let body = toml::to_string(plan).context(format!("cannot write {}", path.display()))?;
         let head = "# Made by `emberfs up`, which reads it to bring the cluster back. Ports are picked once.\n";
-        let write = || -> std::io::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(&self.root)?;
-            file.write_all(head.as_bytes())?;
-            file.write_all(body.as_bytes())?;
-            file.as_file().sync_all()?;
-            file.persist(&path)?;
-            File::open(&self.root)?.sync_all()
-        };
-        write().context(format!("cannot write {}", path.display()))
+        durable::put(&path, &format!("{head}{body}"))
+            .context(format!("cannot write {}", path.display()))
     }
 
     /// Waits until no other verb works on this cluster. The directory must exist.
@@ -424,7 +418,7 @@ fn write_missing(path: &Path, table: &toml::Table) -> Result<()> {
     let what = || format!("cannot write {}", path.display());
     let body = toml::to_string(table).context(what())?;
     let head = "# Made by `emberfs up`, yours to change: `emberfs config check FILE`, then stop and start.\n";
-    fs::write(path, format!("{head}{body}")).context(what())
+    durable::put(path, &format!("{head}{body}")).context(what())
 }
 
 fn text(path: &Path) -> Result<toml::Value> {

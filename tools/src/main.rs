@@ -11,6 +11,7 @@ mod cluster_path;
 mod config_file;
 mod daemon;
 mod down;
+mod durable;
 mod failure;
 mod fsck;
 mod grow;

@@ -1,7 +1,6 @@
 //! What only this host can do: make a storage server, give it another disk, stop it, forget it.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use emberfs_storage::engine::identity::DiskIdentity;
 
 use crate::cli::MoveArgs;
 use crate::cluster_dir::{StoragePlan, storage_name};
+use crate::durable;
 use crate::failure::{Context, Failure, Result, fail};
 use crate::local::LocalCluster;
 use crate::ports::{PickLock, PortPicker};
@@ -136,10 +136,13 @@ impl Servers {
             fs::read_to_string(&conf).context(format!("cannot read {}", conf.display()))?;
         let after = with_disk(&before, &conf, instead_of, path)?;
         self.cluster.stop(&name, false).await?;
-        replace_file(&conf, &after)?;
+        let write = |text: &str| {
+            durable::put(&conf, text).context(format!("cannot write {}", conf.display()))
+        };
+        write(&after)?;
         if let Err(failure) = self.cluster.start(&name).await {
             // As it was, so that the server's other disks come back.
-            replace_file(&conf, &before)?;
+            write(&before)?;
             if before != after {
                 // Its own failure says what to do about it.
                 let _ = self.cluster.start(&name).await;
@@ -279,22 +282,6 @@ fn with_disk(text: &str, conf: &Path, instead_of: Option<&Path>, path: &Path) ->
         disks.join(", "),
         &text[span.end..]
     ))
-}
-
-/// All of it or nothing.
-fn replace_file(path: &Path, text: &str) -> Result<()> {
-    let what = || format!("cannot write {}", path.display());
-    let dir = path.parent().unwrap_or(Path::new("."));
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(dir)?;
-        file.write_all(text.as_bytes())?;
-        file.as_file()
-            .set_permissions(fs::metadata(path)?.permissions())?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        File::open(dir)?.sync_all()
-    };
-    write().context(what())
 }
 
 /// Waits until a map shows what is wanted.
