@@ -167,10 +167,14 @@ impl TestCluster {
         wait(DEATH_LIMIT, || Ok(!is_alive(pid))).with_context(|| format!("{name} survives"))
     }
 
-    /// The disk that this cluster is on loses its power, and with it all processes; then it is there again, and nothing runs.
+    /// The disk that this cluster is on loses its power, and with it all processes, also those of [`Self::mount`]; then it is there
+    /// again, and nothing runs.
     pub fn lose_power(&self, disk: &PowerDisk) -> Result<()> {
         // Their numbers first: nothing can be read afterwards. The keeper before its worker, or it would start another.
-        let mut pids = vec![self.pid("mount")?, self.mount_worker()?];
+        let mut pids = Vec::new();
+        if self.options.mount {
+            pids = vec![self.pid("mount")?, self.mount_worker()?];
+        }
         pids.extend(self.pids());
         disk.cut()?;
         for pid in &pids {
@@ -178,7 +182,9 @@ impl TestCluster {
             let _ = rustix::process::kill_process(*pid, Signal::KILL);
         }
         wait(DEATH_LIMIT, || Ok(!pids.iter().copied().any(is_alive))).context("one survives")?;
-        rustix::mount::unmount(self.mount(), rustix::mount::UnmountFlags::DETACH)?;
+        if self.options.mount {
+            rustix::mount::unmount(self.mount(), rustix::mount::UnmountFlags::DETACH)?;
+        }
         disk.restore()
     }
 

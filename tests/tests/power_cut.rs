@@ -1,14 +1,16 @@
-//! What was acknowledged is there after a loss of power: of all servers, and of the host that mounts.
+//! What was acknowledged is there after a loss of power: of all servers, with the host that mounts or without it.
 //!
 //! Threads change files and names of their own until the cut, and note what they were promised: a file by fsync or close, names by an
 //! fsync of their directory, a rename by its return. After the cut all of that must be as noted, and everything else whole.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::IntoRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use anyhow::{Context, Result, ensure};
 use emberfs_tests::{ClusterOptions, PowerDisk, TestCluster, pattern, scale};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use rustix::mount::UnmountFlags;
 
 /// Programs that change something.
 const WRITERS: u64 = 4;
@@ -52,13 +55,34 @@ impl Writer {
         })
     }
 
-    /// Changes things until a call fails, which is when the cluster is gone.
+    /// Changes things until a call fails, which is when the host has lost its power.
     fn run(&mut self) -> u64 {
         let mut done = 0;
         while self.step(done).is_ok() {
             done += 1;
         }
         done
+    }
+
+    /// Changes things until told to stop, also where the servers have lost what was not promised yet; answers how often a call said so.
+    fn run_on(&mut self, stop: &AtomicBool) -> Result<u64> {
+        let mut lost = 0;
+        for number in 0.. {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            if let Err(error) = self.step(number) {
+                let told = [libc::ESTALE, libc::EIO].map(Some);
+                ensure!(
+                    told.contains(&error.raw_os_error()),
+                    "step {number} in {}: {error}",
+                    self.dir.display()
+                );
+                println!("step {number} in {}: {error}", self.dir.display());
+                lost += 1;
+            }
+        }
+        Ok(lost)
     }
 
     fn step(&mut self, number: u64) -> io::Result<()> {
@@ -211,11 +235,23 @@ fn look(path: &Path) -> io::Result<Promise> {
 fn brief(what: &Promise) -> String {
     match what {
         Promise::File { data, mode } => {
-            let zeros = data.iter().filter(|byte| **byte == 0).count();
-            format!("{} bytes, {zeros} of them zero, mode {mode:o}", data.len())
+            let zero = if data.iter().all(|byte| *byte == 0) {
+                ", all zero"
+            } else {
+                ""
+            };
+            format!("{} bytes{zero}, mode {mode:o}", data.len())
         }
         other => format!("{other:?}"),
     }
+}
+
+fn cluster_on(disk: &PowerDisk, mount: bool) -> Result<TestCluster> {
+    TestCluster::with(ClusterOptions {
+        dir: Some(disk.path().join("data")),
+        mount,
+        ..ClusterOptions::new(3, 3)
+    })
 }
 
 /// A file whose name was not on disk yet may have left chunks: `fsck` finds nothing else, and removes them. Answers how many.
@@ -237,10 +273,7 @@ fn remove_orphans(cluster: &TestCluster) -> Result<usize> {
 #[test]
 fn what_was_acknowledged_survives_a_loss_of_power() -> Result<()> {
     let disk = PowerDisk::new(6 << 10)?;
-    let cluster = TestCluster::with(ClusterOptions {
-        dir: Some(disk.path().join("data")),
-        ..ClusterOptions::new(3, 3)
-    })?;
+    let cluster = cluster_on(&disk, true)?;
     let seed = scale("EMBERFS_SEED", 1);
     let mut rng = StdRng::seed_from_u64(seed);
     let mut all: Vec<Writer> = Vec::new();
@@ -271,5 +304,78 @@ fn what_was_acknowledged_survives_a_loss_of_power() -> Result<()> {
         let orphans = remove_orphans(&cluster)?;
         println!("round {round}: power cut after {load:?}, {done} changes, {orphans} orphans");
     }
+    Ok(())
+}
+
+/// Where [`programs`] work.
+const MOUNT: &str = "EMBERFS_POWER_CUT_MOUNT";
+
+/// The mount is on a host that keeps its power: its programs go on, and are told what was lost before they were promised it.
+#[test]
+fn programs_go_on_when_all_servers_have_lost_their_power() -> Result<()> {
+    let disk = PowerDisk::new(6 << 10)?;
+    let cluster = cluster_on(&disk, false)?;
+    let mount = cluster.mount_again("")?;
+    let mut rng = StdRng::seed_from_u64(scale("EMBERFS_SEED", 1));
+    // A process of their own: one that has files open there cannot start another while the servers are away, because the kernel flushes
+    // them for it.
+    let mut programs = Command::new(std::env::current_exe()?)
+        .args(["--ignored", "--exact", "programs", "--nocapture"])
+        .env(MOUNT, mount.path())
+        .stdin(Stdio::piped())
+        .spawn()?;
+    let mut cuts = || -> Result<()> {
+        for _ in 0..scale("EMBERFS_ROUNDS", 2) {
+            // A time, because what it meets is to be left to chance.
+            thread::sleep(Duration::from_millis(
+                rng.random_range(LOAD_MS / 3..LOAD_MS),
+            ));
+            cluster.lose_power(&disk)?;
+            cluster.up()?;
+            cluster.wait_status(0, HEAL)?;
+        }
+        Ok(())
+    };
+    let cuts = cuts();
+    if cuts.is_err() {
+        // Or they would wait for servers that nobody brings back.
+        let how = UnmountFlags::FORCE | UnmountFlags::DETACH;
+        rustix::mount::unmount(mount.path(), how)?;
+    }
+    // Closes their input, which tells them to stop.
+    let outcome = programs.wait()?;
+    cuts?;
+    ensure!(outcome.success(), "programs: {outcome}");
+    println!("{} orphans", remove_orphans(&cluster)?);
+    Ok(())
+}
+
+/// Works until its input ends; then everything promised must be there.
+#[test]
+#[ignore = "a child of programs_go_on_when_all_servers_have_lost_their_power"]
+fn programs() -> Result<()> {
+    let mount = PathBuf::from(std::env::var_os(MOUNT).context(MOUNT)?);
+    let seed = scale("EMBERFS_SEED", 1);
+    let writers = (0..WRITERS).map(|number| {
+        let dir = mount.join(format!("{number}"));
+        Writer::new(&dir, seed * WRITERS + number)
+    });
+    let mut writers = writers.collect::<Result<Vec<_>>>()?;
+    let stop = AtomicBool::new(false);
+    let lost: u64 = thread::scope(|scope| {
+        let running = writers.iter_mut();
+        let running: Vec<_> = running.map(|it| scope.spawn(|| it.run_on(&stop))).collect();
+        io::stdin().read_to_end(&mut Vec::new())?;
+        stop.store(true, Ordering::Relaxed);
+        let lost = running
+            .into_iter()
+            .map(|it| it.join().expect("a writer does not panic"));
+        lost.sum::<Result<u64>>()
+    })?;
+    for writer in &writers {
+        writer.check().with_context(|| format!("seed {seed}"))?;
+    }
+    let promises: usize = writers.iter().map(|it| it.promises.len()).sum();
+    println!("{promises} promises kept, {lost} calls told of a loss");
     Ok(())
 }
