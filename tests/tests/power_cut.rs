@@ -48,15 +48,14 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(dir: &Path, seed: u64) -> Result<Self> {
-        fs::create_dir(dir)?;
-        File::open(dir)?.sync_all()?;
-        Ok(Self {
-            dir: dir.to_owned(),
+    /// In a directory that is on disk.
+    fn new(dir: PathBuf, seed: u64) -> Self {
+        Self {
+            dir,
             rng: StdRng::seed_from_u64(seed),
             promises: BTreeMap::new(),
             trusts_fsync: true,
-        })
+        }
     }
 
     /// Changes things until a call fails, which is when the host has lost its power.
@@ -219,6 +218,11 @@ impl Writer {
     }
 }
 
+fn make_dir(dir: &Path) -> io::Result<()> {
+    fs::create_dir(dir)?;
+    File::open(dir)?.sync_all()
+}
+
 /// The error that drop would hide.
 fn close(file: File) -> io::Result<()> {
     // SAFETY: the descriptor was owned by `file` alone, which has given it up.
@@ -289,7 +293,8 @@ fn what_was_acknowledged_survives_a_loss_of_power() -> Result<()> {
     for round in 0..scale("EMBERFS_ROUNDS", 3) {
         let writers = (0..WRITERS).map(|number| {
             let dir = cluster.mount().join(format!("{round}-{number}"));
-            Writer::new(&dir, rng.random())
+            make_dir(&dir)?;
+            Ok(Writer::new(dir, rng.random()))
         });
         let mut writers = writers.collect::<Result<Vec<_>>>()?;
         let load = Duration::from_millis(rng.random_range(LOAD_MS / 3..LOAD_MS));
@@ -302,6 +307,7 @@ fn what_was_acknowledged_survives_a_loss_of_power() -> Result<()> {
             let done = running.into_iter().map(|it| it.join().unwrap_or(0));
             cut.map(|()| done.sum::<u64>())
         })?;
+        ensure!(done > 0, "nothing was done before the cut");
         cluster.up()?;
         cluster.wait_status(0, HEAL)?;
         all.extend(writers);
@@ -318,19 +324,25 @@ fn what_was_acknowledged_survives_a_loss_of_power() -> Result<()> {
 
 /// Where [`programs`] work.
 const MOUNT: &str = "EMBERFS_POWER_CUT_MOUNT";
+/// Where they look afterwards: at a mount that remembers nothing of it.
+const OTHER: &str = "EMBERFS_POWER_CUT_OTHER";
 
 /// The mount is on a host that keeps its power: its programs go on, and are told what was lost before they were promised it.
 #[test]
 fn programs_go_on_when_all_servers_have_lost_their_power() -> Result<()> {
     let disk = PowerDisk::new(6 << 10)?;
     let cluster = cluster_on(&disk, false)?;
-    let mount = cluster.mount_again("")?;
+    let (mount, other) = (cluster.mount_again("")?, cluster.mount_again("")?);
+    for number in 0..WRITERS {
+        make_dir(&mount.path().join(format!("{number}")))?;
+    }
     let mut rng = StdRng::seed_from_u64(scale("EMBERFS_SEED", 1));
     // A process of their own: one that has files open there cannot start another while the servers are away, because the kernel flushes
     // them for it.
     let mut programs = Command::new(std::env::current_exe()?)
         .args(["--ignored", "--exact", "programs", "--nocapture"])
         .env(MOUNT, mount.path())
+        .env(OTHER, other.path())
         .stdin(Stdio::piped())
         .spawn()?;
     let mut cuts = || -> Result<()> {
@@ -363,13 +375,12 @@ fn programs_go_on_when_all_servers_have_lost_their_power() -> Result<()> {
 #[test]
 #[ignore = "a child of programs_go_on_when_all_servers_have_lost_their_power"]
 fn programs() -> Result<()> {
-    let mount = PathBuf::from(std::env::var_os(MOUNT).context(MOUNT)?);
+    let path = |name| std::env::var_os(name).map(PathBuf::from).context(name);
+    let (mount, other) = (path(MOUNT)?, path(OTHER)?);
     let seed = scale("EMBERFS_SEED", 1);
-    let writers = (0..WRITERS).map(|number| {
-        let dir = mount.join(format!("{number}"));
-        Writer::new(&dir, seed * WRITERS + number)
-    });
-    let mut writers = writers.collect::<Result<Vec<_>>>()?;
+    let mut writers: Vec<_> = (0..WRITERS)
+        .map(|number| Writer::new(mount.join(format!("{number}")), seed * WRITERS + number))
+        .collect();
     let stop = AtomicBool::new(false);
     let lost: u64 = thread::scope(|scope| {
         let running = writers.iter_mut();
@@ -381,10 +392,12 @@ fn programs() -> Result<()> {
             .map(|it| it.join().expect("a writer does not panic"));
         lost.sum::<Result<u64>>()
     })?;
-    for writer in &writers {
+    for (number, writer) in writers.iter_mut().enumerate() {
+        writer.dir = other.join(format!("{number}"));
         writer.check().with_context(|| format!("seed {seed}"))?;
     }
     let promises: usize = writers.iter().map(|it| it.promises.len()).sum();
+    ensure!(promises > 0, "nothing was done");
     println!("{promises} promises kept, {lost} calls told of a loss");
     Ok(())
 }
