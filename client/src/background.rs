@@ -119,6 +119,7 @@ async fn reopen(core: &Arc<Core>, state: &Arc<InodeState>, handle: &Handle) -> R
                 mtime: None,
                 sparse: false,
                 settle: false,
+                starts: Vec::new(),
             };
             async move { server.close(request).await }
         };

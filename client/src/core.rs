@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use emberfs_proto::Result;
 use emberfs_proto::ids::{ClusterId, InodeId};
+use emberfs_proto::{Result, pb};
 use parking_lot::Mutex;
 use tokio::runtime::Handle as Runtime;
 use tokio_util::sync::CancellationToken;
@@ -18,9 +18,9 @@ use crate::early_read::Credit;
 use crate::ends::Ends;
 use crate::inode_state::InodeState;
 use crate::locks::Book;
-use crate::meta_rpc::MetaRpc;
+use crate::meta_rpc::{MetaRpc, rpc};
 use crate::name_changes::NameChanges;
-use crate::{Attr, ClientConfig};
+use crate::{Attr, ClientConfig, Creds};
 
 /// See [`crate::Client::hear_of_parents`].
 type HearOfParents = dyn Fn(&Attr) + Send + Sync;
@@ -89,9 +89,32 @@ impl Core {
         Ok(fresh)
     }
 
-    /// The server may have answered a change of names before it was durable.
-    pub(crate) fn changed_names(&self) {
-        self.names.made();
+    /// The server has answered a change of the names in a directory, or of attributes, perhaps before it was durable.
+    pub(crate) fn changed_names(
+        &self,
+        log: Option<pb::LogPosition>,
+        parent: InodeId,
+        changed: Option<Attr>,
+    ) {
+        let changed = changed.map_or(parent, |attr| InodeId(attr.inode));
+        self.names.made(log, [parent, changed]);
+    }
+
+    /// Afterwards nothing is open of what this client had changed in or of `inode`, `None`: of all inodes. It is durable, or known to be lost.
+    pub(crate) async fn settle_changes(&self, creds: &Creds, inode: Option<InodeId>) -> Result<()> {
+        let Some(starts) = self.names.open(inode) else {
+            return Ok(());
+        };
+        // The log is one for all: any inode does, and this one is always there.
+        let request = pb::SyncRequest {
+            inode: InodeId::ROOT.0,
+            starts: starts.clone(),
+            ..pb::SyncRequest::default()
+        };
+        let reply = rpc!(self.meta, creds, Own, sync, request)?;
+        let log = reply.log.unwrap_or_default();
+        self.names.settled(log, &starts, &reply.ends);
+        Ok(())
     }
 
     pub(crate) fn told_parents(&self, parents: &[Attr]) {

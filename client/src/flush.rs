@@ -172,19 +172,14 @@ impl Core {
         report: Option<Report>,
         close: bool,
     ) -> Result<Attr> {
-        let made = self.names.open();
         let first = self.send_once(state, handle, report, close).await;
-        let sent = match first {
+        match first {
             Err(error) if error.code == ErrorCode::NoSession && report.is_some() => {
                 self.reopen(state, handle, &handle.creds).await?;
                 self.send_once(state, handle, report, close).await
             }
             first => first,
-        };
-        if let (Ok(_), Some(made)) = (&sent, made) {
-            self.names.durable(made);
         }
-        sent
     }
 
     async fn send_once(
@@ -204,14 +199,17 @@ impl Core {
             mtime: report.map(|r| r.mtime.into()),
             sparse: report.is_some_and(|r| r.sparse),
             settle: false,
+            starts: Vec::new(),
         };
         let reply = if close {
             rpc!(self.meta, &handle.creds, Own, close, request)
         } else {
             rpc!(self.meta, &handle.creds, Own, sync, request)
         };
-        let attr = attr_of(reply?.attr)?;
+        let reply = reply?;
+        let attr = attr_of(reply.attr)?;
         // Answers to these come when all before them is durable.
+        self.names.synced(reply.log);
         state.fresh.store(false, Ordering::Release);
         Ok(attr)
     }

@@ -2,12 +2,12 @@
 
 use bytes::Bytes;
 use emberfs_proto::ids::InodeId;
-use emberfs_proto::{ErrorCode, Result, pb};
+use emberfs_proto::{Error, ErrorCode, Result, pb};
 
 use crate::attr::AttrExt;
 use crate::meta_rpc::{attr_of, rpc};
 use crate::{
-    Attr, Client, CreateFlags, Creds, File, NewMode, OpenFlags, RenameFlags, SetAttr, TimeSet,
+    Attr, Client, CreateFlags, Creds, File, NewMode, OpenFlags, RenameFlags, SetAttr, TimeSet, Told,
 };
 
 /// Most entries of one page of a directory.
@@ -91,7 +91,7 @@ impl Client {
             _ => None,
         };
         let reply = rpc!(self.core.meta, creds, Changes, set_attr, request)?;
-        self.core.changed_names();
+        self.core.changed_names(reply.log, inode, reply.attr);
         if let Some(state) = &known {
             if changes.mtime.is_some() {
                 let mtime = attr_of(reply.attr)?.modified();
@@ -154,7 +154,7 @@ impl Client {
             };
             match rpc!(self.core.meta, creds, Changes, create, exclusive) {
                 Err(error) if error.code == ErrorCode::Exists => {}
-                made => return self.opened(creds, &made?, open),
+                made => return self.created(creds, parent, &made?, open),
             }
         }
         let existing = if ordered {
@@ -177,7 +177,7 @@ impl Client {
             None => None,
         };
         let reply = rpc!(self.core.meta, creds, Changes, create, request)?;
-        self.opened(creds, &reply, open)
+        self.created(creds, parent, &reply, open)
     }
 
     /// Opens a file.
@@ -212,6 +212,20 @@ impl Client {
         self.opened(creds, &reply, flags)
     }
 
+    /// As [`Self::opened`], perhaps of a new file in the directory `parent`.
+    pub(crate) fn created(
+        &self,
+        creds: &Creds,
+        parent: InodeId,
+        reply: &pb::OpenReply,
+        flags: OpenFlags,
+    ) -> Result<(Attr, File)> {
+        if reply.created {
+            self.core.changed_names(reply.log, parent, reply.attr);
+        }
+        self.opened(creds, reply, flags)
+    }
+
     pub(crate) fn opened(
         &self,
         creds: &Creds,
@@ -232,25 +246,24 @@ impl Client {
         Ok((attr, file))
     }
 
-    /// How many changes of names and attributes this client has made so far.
-    pub fn changes(&self) -> u64 {
-        self.core.names.count()
+    /// For who opens a file or directory: which losses its [`Self::sync_changes`] need not tell of.
+    pub fn told(&self) -> Told {
+        self.core.names.told()
     }
 
-    /// Waits until what this client had changed of an inode's attributes, and of the names in it, when [`Self::changes`] said
-    /// `before`, survives a loss of power, as fsync(2) of it does. What makes and removes names and sets attributes may be
-    /// answered before that; all else is not.
-    pub async fn sync_changes(&self, creds: &Creds, inode: InodeId, before: u64) -> Result<()> {
-        if self.core.names.are_durable(before) {
-            return Ok(());
+    /// Waits until what this client has changed of an inode's attributes, and of the names in it, survives a loss of power, as
+    /// fsync(2) of it does. What makes and removes names and sets attributes may be answered before that; all else is not.
+    ///
+    /// [`ErrorCode::ChangesLost`], once for each `told`: some of it was lost, because the metadata server lost its power.
+    pub async fn sync_changes(&self, creds: &Creds, inode: InodeId, told: &Told) -> Result<()> {
+        self.core.settle_changes(creds, Some(inode)).await?;
+        if self.core.names.tell(inode, told) {
+            let what = format!(
+                "inode {inode}: the metadata server lost its power before names or attributes that were changed here were on \
+                 its disk, and they are lost; look at what is there, and change it again"
+            );
+            return Err(Error::new(ErrorCode::ChangesLost, what));
         }
-        let made = self.changes();
-        let request = pb::SyncRequest {
-            inode: inode.0,
-            ..pb::SyncRequest::default()
-        };
-        rpc!(self.core.meta, creds, Own, sync, request)?;
-        self.core.names.durable(made);
         Ok(())
     }
 
@@ -283,7 +296,7 @@ impl Client {
         };
         let reply = rpc!(self.core.meta, creds, Changes, mkdir, request)?;
         self.core.told_parents(&reply.parents);
-        self.core.changed_names();
+        self.core.changed_names(reply.log, parent, reply.attr);
         attr_of(reply.attr)
     }
 
@@ -303,7 +316,7 @@ impl Client {
         };
         let reply = rpc!(self.core.meta, creds, Changes, symlink, request)?;
         self.core.told_parents(&reply.parents);
-        self.core.changed_names();
+        self.core.changed_names(reply.log, parent, reply.attr);
         attr_of(reply.attr)
     }
 
@@ -342,7 +355,7 @@ impl Client {
         };
         let reply = rpc!(self.core.meta, creds, Changes, mknod, request)?;
         self.core.told_parents(&reply.parents);
-        self.core.changed_names();
+        self.core.changed_names(reply.log, parent, reply.attr);
         attr_of(reply.attr)
     }
 
@@ -371,7 +384,7 @@ impl Client {
         let request = name_request(parent, name);
         let reply = rpc!(self.core.meta, creds, Changes, unlink, request)?;
         self.core.told_parents(&reply.parents);
-        self.core.changed_names();
+        self.core.changed_names(reply.log, parent, reply.attr);
         self.seen(reply.attr)
     }
 
@@ -380,7 +393,7 @@ impl Client {
         let request = name_request(parent, name);
         let reply = rpc!(self.core.meta, creds, Changes, rmdir, request)?;
         self.core.told_parents(&reply.parents);
-        self.core.changed_names();
+        self.core.changed_names(reply.log, parent, reply.attr);
         attr_of(reply.attr)
     }
 

@@ -88,7 +88,6 @@ impl File {
     /// It was made by this open.
     pub(crate) fn mark_fresh(&self) {
         self.inner.state.fresh.store(true, Ordering::Release);
-        self.inner.core.changed_names();
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {

@@ -110,6 +110,9 @@ impl Client {
             while let Some(flushed) = flushes.next().await {
                 outcome = outcome.and(flushed);
             }
+            // The later process does not know of these.
+            let settled = self.core.settle_changes(&Creds::default(), None).await;
+            outcome = outcome.and(settled);
             self.core.closing.close();
             self.core.closing.wait().await;
             outcome
@@ -163,6 +166,7 @@ impl Core {
             mtime: Some(SystemTime::now().into()),
             sparse: true,
             settle: true,
+            starts: Vec::new(),
         };
         attr_of(rpc!(self.meta, creds, Own, sync, request)?.attr)
     }

@@ -39,6 +39,6 @@ impl Client {
             ..OpenFlags::default()
         };
         let reply = rpc!(self.core.meta, creds, Changes, create_unnamed, request)?;
-        self.opened(creds, &reply, open)
+        self.created(creds, parent, &reply, open)
     }
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use emberfs_client::{
     Allocate, Attr, CacheEvent, Client, CreateFlags, Creds, File, LockInfo, LockRequest, LockSpace,
-    NewMode, OpenFlags, RenameFlags, RequestLog, RequestScope, Result, SetAttr, Whence, XattrFlags,
+    NewMode, OpenFlags, RenameFlags, RequestLog, RequestScope, Result, SetAttr, Told, Whence,
+    XattrFlags,
 };
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::pb;
@@ -175,12 +176,12 @@ pub(crate) trait Backend: Send + Sync + 'static {
         len: u64,
     ) -> impl Future<Output = Result<u64>> + Send;
     fn hear_of_parents(&self, hear: impl Fn(&Attr) + Send + Sync + 'static);
-    fn changes(&self) -> u64;
+    fn told(&self) -> Told;
     fn sync_changes(
         &self,
         creds: &Creds,
         inode: InodeId,
-        before: u64,
+        told: &Told,
     ) -> impl Future<Output = Result<()>> + Send;
     fn statfs(
         &self,
@@ -433,12 +434,12 @@ impl Backend for Client {
         self.hear_of_parents(hear);
     }
 
-    fn changes(&self) -> u64 {
-        self.changes()
+    fn told(&self) -> Told {
+        self.told()
     }
 
-    async fn sync_changes(&self, creds: &Creds, inode: InodeId, before: u64) -> Result<()> {
-        self.sync_changes(creds, inode, before).await
+    async fn sync_changes(&self, creds: &Creds, inode: InodeId, told: &Told) -> Result<()> {
+        self.sync_changes(creds, inode, told).await
     }
 
     async fn statfs(&self, creds: &Creds, inode: InodeId) -> Result<pb::StatFsReply> {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bytes::Bytes;
 use emberfs_client::{
     Attr, CacheEvent, CreateFlags, Creds, LockInfo, LockRequest, LockSpace, NewMode, OpenFlags,
-    RenameFlags, RequestLog, RequestScope, Result, SetAttr, TimeSet, XattrFlags,
+    RenameFlags, RequestLog, RequestScope, Result, SetAttr, TimeSet, Told, XattrFlags,
 };
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::pb::{self, FileKind, Time};
@@ -530,11 +530,11 @@ impl Backend for Memory {
 
     fn hear_of_parents(&self, _hear: impl Fn(&Attr) + Send + Sync + 'static) {}
 
-    fn changes(&self) -> u64 {
-        0
+    fn told(&self) -> Told {
+        Told::default()
     }
 
-    async fn sync_changes(&self, _creds: &Creds, _inode: InodeId, _before: u64) -> Result<()> {
+    async fn sync_changes(&self, _creds: &Creds, _inode: InodeId, _told: &Told) -> Result<()> {
         self.waits.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

@@ -153,6 +153,15 @@ impl From<KvError> for Error {
 /// Told once whether something is durable, or may not be.
 pub type TellDurable = Box<dyn FnOnce(KvResult<()>) + Send>;
 
+/// Where an engine's log stands. An engine that loses nothing with its power has one start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogPosition {
+    /// How often the store had been opened. A version that was lost is given again under a later start.
+    pub start: u64,
+    /// Every commit of this start up to here survives a loss of power.
+    pub durable: CommitVersion,
+}
+
 /// A store of ordered keys that runs transactions.
 pub trait Engine: Send + Sync + 'static {
     /// Starts a transaction. It costs nothing until the first read takes the snapshot, and it
@@ -168,6 +177,12 @@ pub trait Engine: Send + Sync + 'static {
     /// Tells when every commit up to `version` survives a loss of power, at once if it does by now;
     /// [`KvError::MaybeCommitted`]: nobody knows whether it will. On any thread, which must not be held up.
     fn when_durable(&self, version: CommitVersion, tell: TellDurable);
+
+    /// Where the log stands now.
+    fn position(&self) -> LogPosition;
+
+    /// The last commit of an earlier start that was not lost; `None` if that is not known (any more).
+    fn end_of(&self, start: u64) -> Option<CommitVersion>;
 
     /// The engine's name, as configuration and logs print it.
     fn name(&self) -> &'static str;

@@ -226,12 +226,12 @@ impl Namespace {
     }
 
     /// Waits for the disk, if it must, after what was done at once.
-    async fn hurried<R>(
+    async fn hurried<R: Answers>(
         &self,
         operation: Operation,
         done: Result<(Step<R>, CommitVersion)>,
     ) -> Result<R> {
-        let (Step::Done(reply), version) = done? else {
+        let (Step::Done(mut reply), version) = done? else {
             unreachable!("what nothing blocks is always done");
         };
         let soon = matches!(
@@ -242,7 +242,7 @@ impl Namespace {
                 | Operation::Unlink
                 | Operation::Rmdir
         );
-        self.settle(version, soon).await?;
+        self.settle(version, soon, &mut reply).await?;
         Ok(reply)
     }
 
@@ -259,8 +259,14 @@ impl Namespace {
     /// Before an answer. `soon`: it is one that may come before what it says is durable, unless the administrator wants it
     /// otherwise. Then it is durable with the next flush, some milliseconds later, and whoever asks for more
     /// ([`pb::SyncRequest`]) waits for that.
-    async fn settle(&self, version: CommitVersion, soon: bool) -> Result<()> {
+    async fn settle(
+        &self,
+        version: CommitVersion,
+        soon: bool,
+        reply: &mut impl Answers,
+    ) -> Result<()> {
         if soon && self.answers == Answer::Soon {
+            reply.place(self.core.position(Some(version)));
             return Ok(());
         }
         self.durable(version).await
@@ -299,11 +305,11 @@ impl Namespace {
                 let Some(done) = self.unless_withheld(done).await else {
                     continue;
                 };
-                let (step, version) = done?;
+                let (mut step, version) = done?;
                 keep(&step, held);
-                if let Step::Done(reply) = &step {
+                if let Step::Done(reply) = &mut step {
                     let soon = soon && (!truncates || reply.is_new());
-                    self.settle(version, soon).await?;
+                    self.settle(version, soon, reply).await?;
                 }
                 step
             } else {

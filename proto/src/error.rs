@@ -87,6 +87,7 @@ codes! {
     /** Nothing of the file lies at the offset or behind it. */ BeyondEnd = 2030, Never, 6;
     /** A quota of the directory, the owner or the group leaves no room. */ QuotaExceeded = 2040, Never, 122;
     /** Another client has to report first what it wrote, to the inode in `newer_version`. Never leaves the metadata server. */ Delegated = 2050, BackOff, 11;
+    /** What was changed and not synced was lost with the metadata server's power. */ ChangesLost = 2060, Never, 5;
     /** The value of an attribute is too large. */ ValueTooLarge = 2020, Never, 7;
 
     // 3000: transactional key-value store

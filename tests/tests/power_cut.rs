@@ -42,9 +42,6 @@ struct Writer {
     dir: PathBuf,
     rng: StdRng,
     promises: BTreeMap<String, Promise>,
-    /// Whether an fsync promises names that were removed and attributes. It does not yet where the metadata server has lost its power since
-    /// and this host has not (docs/posix.md).
-    trusts_fsync: bool,
 }
 
 impl Writer {
@@ -54,7 +51,6 @@ impl Writer {
             dir,
             rng: StdRng::seed_from_u64(seed),
             promises: BTreeMap::new(),
-            trusts_fsync: true,
         }
     }
 
@@ -69,7 +65,6 @@ impl Writer {
 
     /// Changes things until told to stop, also where the servers have lost what was not promised yet; answers how often a call said so.
     fn run_on(&mut self, stop: &AtomicBool) -> Result<u64> {
-        self.trusts_fsync = false;
         let mut lost = 0;
         for number in 0.. {
             if stop.load(Ordering::Relaxed) {
@@ -93,7 +88,6 @@ impl Writer {
         match self.rng.random_range(0..10) {
             0..4 => self.make(number),
             4 => self.rename(number),
-            5 | 6 if !self.trusts_fsync => self.make(number),
             5 => {
                 let name = format!("d{number}");
                 fs::create_dir(self.dir.join(&name))?;
@@ -133,11 +127,8 @@ impl Writer {
         };
         let data = pattern(len, self.rng.random());
         let mut file = File::create_new(self.dir.join(&name))?;
-        if self.trusts_fsync {
-            let mode = self.rng.random_range(0o600..0o700);
-            file.set_permissions(Permissions::from_mode(mode))?;
-        }
-        let mode = file.metadata()?.mode() & 0o7777;
+        let mode = self.rng.random_range(0o600..0o700);
+        file.set_permissions(Permissions::from_mode(mode))?;
         file.write_all(&data)?;
         if self.rng.random() {
             file.sync_all()?;

@@ -40,7 +40,7 @@ pub(crate) struct FakeMeta {
 fn attr_reply(attr: Option<pb::Attr>) -> pb::AttrReply {
     pb::AttrReply {
         attr,
-        parents: Vec::new(),
+        ..pb::AttrReply::default()
     }
 }
 

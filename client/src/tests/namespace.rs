@@ -6,7 +6,7 @@ use emberfs_proto::ErrorCode;
 use emberfs_proto::pb::FileKind;
 
 use crate::testing::*;
-use crate::{CreateFlags, Creds, SetAttr};
+use crate::{Client, CreateFlags, Creds, File, SetAttr};
 
 #[tokio::test]
 async fn a_change_whose_answer_was_lost_is_repeated_under_its_number() {
@@ -66,7 +66,7 @@ async fn a_dead_metadata_server_is_a_wait_then_a_success() {
     let cluster = Cluster::start().await;
     cluster.meta.kill();
     // Its port refuses until it returns.
-    let connecting = tokio::spawn(crate::Client::connect(cluster.config()));
+    let connecting = tokio::spawn(Client::connect(cluster.config()));
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!connecting.is_finished());
     cluster.meta.revive().await;
@@ -124,12 +124,19 @@ async fn what_was_answered_before_it_was_durable_is_asked_for_once() {
     let file = create(&client, "f").await;
     file.sync().await.unwrap();
     assert_eq!(syncs(), 1, "for its name");
-    let before = client.changes();
-    client
-        .sync_changes(&me(), file.inode(), before)
-        .await
-        .unwrap();
+    let told = client.told();
+    let me = me();
+    let sync = async || client.sync_changes(&me, file.inode(), &told).await;
+    sync().await.unwrap();
     assert_eq!(syncs(), 1, "the server has said so");
+    chmod(&client, &file).await;
+    for _ in 0..2 {
+        sync().await.unwrap();
+        assert_eq!(syncs(), 2);
+    }
+}
+
+async fn chmod(client: &Client, file: &File) {
     let changes = SetAttr {
         mode: Some(0o600),
         ..SetAttr::default()
@@ -138,12 +145,47 @@ async fn what_was_answered_before_it_was_durable_is_asked_for_once() {
         .setattr(&me(), file.inode(), changes, None)
         .await
         .unwrap();
-    let after = client.changes();
-    for (until, expected) in [(before, 1), (after, 2), (after, 2)] {
-        client
-            .sync_changes(&me(), file.inode(), until)
-            .await
-            .unwrap();
-        assert_eq!(syncs(), expected);
+}
+
+#[tokio::test]
+async fn who_syncs_what_was_lost_with_the_servers_power_is_told_once() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    let (kept, lost) = (create(&client, "kept").await, create(&client, "lost").await);
+    lost.sync().await.unwrap();
+    let told = [client.told(), client.told()];
+    // The third commit, and the fourth.
+    chmod(&client, &kept).await;
+    chmod(&client, &lost).await;
+    cluster.meta.state.lock().restart(3);
+    chmod(&client, &kept).await;
+    let me = me();
+    let sync = async |file: &File, told| client.sync_changes(&me, file.inode(), told).await;
+    let recent = client.told();
+    sync(&kept, &recent).await.unwrap();
+    let recent = client.told();
+    for told in [&told[0], &told[1], &recent] {
+        let error = sync(&lost, told).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::ChangesLost);
+        assert!(error.message.contains(&lost.inode().to_string()), "{error}");
+        sync(&lost, told).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn what_the_server_lost_none_of_is_durable() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    let file = create(&client, "f").await;
+    let told = client.told();
+    for _ in 0..3 {
+        chmod(&client, &file).await;
+        let mut server = cluster.meta.state.lock();
+        let commits = server.commits();
+        server.restart(commits);
+    }
+    client
+        .sync_changes(&me(), file.inode(), &told)
+        .await
+        .unwrap();
 }

@@ -13,9 +13,10 @@
 //!   whatever has changed since a page was fetched, here or as far as the watch tells elsewhere, is fetched again first.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use emberfs_client::{Attr, Creds, Result};
+use emberfs_client::{Attr, Creds, Result, Told};
 use emberfs_proto::ErrorCode;
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::pb::FileKind;
@@ -60,6 +61,8 @@ pub(crate) struct DirItem {
 /// An open directory.
 pub(super) struct DirHandle {
     pub(super) inode: InodeId,
+    /// Which losses of names an fsync need not tell of.
+    told: Told,
     /// One reader at a time; the kernel sees to that for one open anyway.
     listing: Mutex<Listing>,
     /// For a successor of this process.
@@ -100,9 +103,10 @@ impl Default for Listing {
 }
 
 impl DirHandle {
-    fn new(inode: InodeId) -> Self {
+    fn new(inode: InodeId, told: Told) -> Self {
         Self {
             inode,
+            told,
             listing: Mutex::default(),
             noted: Noted::default(),
         }
@@ -116,7 +120,7 @@ impl DirHandle {
         }
         Self {
             listing: Mutex::new(listing),
-            ..Self::new(inode)
+            ..Self::new(inode, Told::default())
         }
     }
 }
@@ -218,8 +222,8 @@ impl Listing {
 impl<B: Backend> Handler<B> {
     pub(crate) fn opendir(&self, node: u64) -> u64 {
         let handle = self.draw_handle();
-        let dir = DirHandle::new(self.inode(node));
-        self.dirs.write().insert(handle, std::sync::Arc::new(dir));
+        let dir = DirHandle::new(self.inode(node), self.backend.told());
+        self.dirs.write().insert(handle, Arc::new(dir));
         handle
     }
 
@@ -228,6 +232,20 @@ impl<B: Backend> Handler<B> {
         if let Some(dir) = removed {
             self.note_releasedir(&dir.noted);
         }
+    }
+
+    /// Names that were made and removed in it through this mount are durable afterwards.
+    pub(crate) async fn sync_directory(&self, creds: &Creds, handle: u64) -> Result<()> {
+        let dir = self.dir(handle)?;
+        if virtual_dir::is_virtual(dir.inode.0) {
+            return Ok(());
+        }
+        self.backend.sync_changes(creds, dir.inode, &dir.told).await
+    }
+
+    fn dir(&self, handle: u64) -> Result<Arc<DirHandle>> {
+        let dirs = self.dirs.read();
+        dirs.get(&handle).cloned().ok_or_else(|| bad_handle(handle))
     }
 
     /// The entries after `cookie` (0: from the start); none at the end. With `attrs` the kernel
@@ -239,12 +257,7 @@ impl<B: Backend> Handler<B> {
         cookie: u64,
         attrs: bool,
     ) -> Result<Vec<DirItem>> {
-        let dir = self
-            .dirs
-            .read()
-            .get(&handle)
-            .cloned()
-            .ok_or_else(|| bad_handle(handle))?;
+        let dir = self.dir(handle)?;
         let mut listing = dir.listing.lock().await;
         if cookie == 0 {
             *listing = Listing::default();

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
-use emberfs_client::{Attr, CreateFlags, Creds, LockSpace, NewMode, OpenFlags, Result, SetAttr};
+use emberfs_client::{
+    Attr, CreateFlags, Creds, LockSpace, NewMode, OpenFlags, Result, SetAttr, Told,
+};
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::{Error, ErrorCode};
 use parking_lot::Mutex;
 
-use super::ghosts::is_gone;
 use super::inodes::Stamp;
 use super::namespace::check_name;
 use super::succession::Noted;
@@ -45,13 +46,15 @@ pub(super) struct FileHandle<F> {
     pub(super) creds: Creds,
     /// Who has set locks of fcntl(2) through this handle.
     pub(super) lockers: Mutex<BTreeSet<u64>>,
+    /// Which losses of attributes an fsync need not tell of.
+    told: Told,
     /// For a successor of this process.
     pub(super) noted: Noted<OpenRecord>,
 }
 
 impl<F> FileHandle<F> {
     /// The first state of an open file.
-    pub(super) fn new(attr: &Attr, file: F, flags: i32, creds: &Creds) -> Self {
+    pub(super) fn new(attr: &Attr, file: F, flags: i32, creds: &Creds, told: Told) -> Self {
         Self {
             inode: attr.inode,
             file,
@@ -65,6 +68,7 @@ impl<F> FileHandle<F> {
             flocked: AtomicBool::new(false),
             creds: creds.clone(),
             lockers: Mutex::default(),
+            told,
             noted: Noted::default(),
         }
     }
@@ -180,7 +184,7 @@ impl<B: Backend> Handler<B> {
         let writable = open_flags(flags).write;
         let verdict = self.inodes.opened(&mut attr, writable);
         let handle = self.draw_handle();
-        let state = FileHandle::new(&attr, file, flags, creds);
+        let state = FileHandle::new(&attr, file, flags, creds, self.backend.told());
         self.files.write().insert(handle, Arc::new(state));
         let opened = Opened {
             handle,
@@ -283,7 +287,7 @@ impl<B: Backend> Handler<B> {
     pub(crate) async fn flush(&self, handle: u64, owner: u64) -> Result<()> {
         let file = self.file(handle)?;
         let outcome = if file.is_dirty() && !self.closes_late(&file) {
-            self.sync(&file).await
+            self.sync_all(&file).await
         } else {
             Ok(())
         };
@@ -308,16 +312,20 @@ impl<B: Backend> Handler<B> {
     /// Writes through any handle of this mount count, and changes of attributes: fsync(2) is about the file.
     pub(crate) async fn fsync(&self, handle: u64) -> Result<()> {
         let file = self.file(handle)?;
-        let before = self.backend.changes();
         self.sync_writers(file.inode).await?;
+        self.sync_attributes(&file).await
+    }
+
+    async fn sync_all(&self, file: &FileHandle<B::File>) -> Result<()> {
+        self.sync(file).await?;
+        self.sync_attributes(file).await
+    }
+
+    /// Mostly the report of the length has seen to that.
+    async fn sync_attributes(&self, file: &FileHandle<B::File>) -> Result<()> {
         let inode = InodeId(file.inode);
-        // Mostly the report of the length has seen to that.
-        let synced = self.backend.sync_changes(&file.creds, inode, before);
-        match synced.await {
-            // Nothing is left to be durable.
-            Err(error) if is_gone(&error) => Ok(()),
-            synced => synced,
-        }
+        let synced = self.backend.sync_changes(&file.creds, inode, &file.told);
+        synced.await
     }
 
     /// The last reference to the open is gone, and with it the flock of this owner.

@@ -333,21 +333,6 @@ impl<B: Backend> Handler<B> {
         Ok(None)
     }
 
-    pub(crate) async fn sync_directory(&self, creds: &Creds, node: u64) -> Result<()> {
-        if virtual_dir::is_virtual(node) {
-            return Ok(());
-        }
-        let inode = self.inode(node);
-        match self
-            .backend
-            .sync_changes(creds, inode, self.backend.changes())
-            .await
-        {
-            Err(error) if is_gone(&error) && self.ghosts.knows(inode.0) => Ok(()),
-            synced => synced,
-        }
-    }
-
     pub(crate) async fn statfs(&self, creds: &Creds, node: u64) -> Result<StatFsReply> {
         let inode = self.real(node).unwrap_or(self.root);
         self.backend.statfs(creds, inode).await

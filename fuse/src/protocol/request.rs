@@ -152,7 +152,9 @@ pub(crate) enum Operation {
         handle: u64,
     },
     /// Every change of names was durable before it was answered.
-    FSyncDir,
+    FSyncDir {
+        handle: u64,
+    },
     StatFs,
     SetXattr {
         name: Bytes,
@@ -368,7 +370,7 @@ impl Operation {
                 plus: opcode == op::READDIRPLUS,
             },
             op::RELEASEDIR => Self::ReleaseDir { handle: eight(0)? },
-            op::FSYNCDIR => Self::FSyncDir,
+            op::FSYNCDIR => Self::FSyncDir { handle: eight(0)? },
             op::STATFS => Self::StatFs,
             op::SETXATTR => {
                 let (name, value) = cut(rest)?;

@@ -102,9 +102,9 @@ impl<B: Backend> Server<B> {
                 self.parts.handler.releasedir(handle);
                 respond.send(Reply::empty());
             }
-            Op::FSyncDir => {
+            Op::FSyncDir { handle } => {
                 let creds = creds(head);
-                let work = async move { handler.sync_directory(&creds, node).await };
+                let work = async move { handler.sync_directory(&creds, handle).await };
                 self.spawn(call("fsyncdir", node, respond), work, empty);
             }
             Op::Destroy => respond.send(Reply::empty()),

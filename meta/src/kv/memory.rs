@@ -16,7 +16,9 @@ use rand::{RngExt, SeedableRng};
 use super::conflict::Window;
 use super::mutations::Write;
 use super::transaction::{CommitRequest, OptimisticTransaction, Snapshot, Store, Visit};
-use super::{Clock, CommitVersion, Engine, KvError, KvResult, TellDurable, Transaction};
+use super::{
+    Clock, CommitVersion, Engine, KvError, KvResult, LogPosition, TellDurable, Transaction,
+};
 
 /// A failure that the contract allows. It hits transactions that write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +124,18 @@ impl Engine for MemoryEngine {
 
     fn when_durable(&self, _version: CommitVersion, tell: TellDurable) {
         tell(Ok(()));
+    }
+
+    fn position(&self) -> LogPosition {
+        LogPosition {
+            start: 0,
+            // There is no power to lose.
+            durable: CommitVersion(u64::MAX),
+        }
+    }
+
+    fn end_of(&self, _start: u64) -> Option<CommitVersion> {
+        None
     }
 
     fn name(&self) -> &'static str {

@@ -29,17 +29,21 @@ use rocksdb::DB;
 use parking_lot::Mutex;
 
 use super::transaction::{CommitRequest, OptimisticTransaction, Store};
-use super::{Clock, CommitVersion, Engine, KvError, KvResult, TellDurable, Transaction};
+use super::{
+    Clock, CommitVersion, Engine, KvError, KvResult, LogPosition, TellDurable, Transaction,
+};
 
 mod committer;
 mod log;
 mod open;
 mod snapshot;
+mod starts;
 
 pub use committer::CommitStats;
 use committer::{Committer, Patience, WriteBatchFn};
 use log::{FlushFn, Log};
 use snapshot::RocksSnapshot;
+use starts::Starts;
 
 /// How long a commit that must not wait for a disk waits for another one to be decided.
 const TURN: Duration = Duration::from_millis(1);
@@ -59,6 +63,7 @@ struct Shared {
     stats: Arc<committer::Counters>,
     committer: Mutex<Committer>,
     log: Log,
+    starts: Starts,
 }
 
 impl RocksEngine {
@@ -85,6 +90,8 @@ impl RocksEngine {
         let db = Arc::new(open::open(directory)?);
         let version = snapshot::stored_version(&db)
             .map_err(|error| Error::from(error).context(directory.display()))?;
+        let starts =
+            Starts::begin(&db, version).map_err(|error| error.context(directory.display()))?;
         let stats = Arc::new(committer::Counters::default());
         let committer = Committer::new(
             Arc::clone(&db),
@@ -105,6 +112,7 @@ impl RocksEngine {
             stats,
             committer: Mutex::new(committer),
             log,
+            starts,
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -143,6 +151,17 @@ impl Engine for RocksEngine {
 
     fn when_durable(&self, version: CommitVersion, tell: TellDurable) {
         self.shared.log.when_durable(version.0, tell);
+    }
+
+    fn position(&self) -> LogPosition {
+        LogPosition {
+            start: self.shared.starts.current(),
+            durable: CommitVersion(self.shared.log.durable()),
+        }
+    }
+
+    fn end_of(&self, start: u64) -> Option<CommitVersion> {
+        self.shared.starts.end_of(start).map(CommitVersion)
     }
 
     fn name(&self) -> &'static str {

@@ -19,7 +19,7 @@ use super::trash;
 use super::tx::Tx;
 use super::usage::table::Quotas;
 use crate::interests::Interests;
-use crate::kv::{self, CommitVersion, Engine, RetryPolicy, Transaction};
+use crate::kv::{self, CommitVersion, Engine, LogPosition, RetryPolicy, Transaction};
 use crate::locks::Locks;
 use crate::sessions::Sessions;
 
@@ -108,30 +108,39 @@ pub(crate) enum Operation {
 pub(crate) trait Answers {
     /// Adds the directories whose entries were changed.
     fn tell(&mut self, _parents: Vec<pb::Attr>) {}
+    /// Adds where the change stands in the log: it may not be durable yet.
+    fn place(&mut self, _log: pb::LogPosition) {}
     /// Whether it is of a file that was not there before.
     fn is_new(&self) -> bool {
         false
     }
 }
 
-macro_rules! tells_parents {
-    ($($reply:ident)+) => {
+macro_rules! comes_early {
+    ($($reply:ident $new:expr;)+) => {
         $(impl Answers for pb::$reply {
             fn tell(&mut self, parents: Vec<pb::Attr>) {
                 self.parents = parents;
+            }
+            fn place(&mut self, log: pb::LogPosition) {
+                self.log = Some(log);
+            }
+            fn is_new(&self) -> bool {
+                $new(self)
             }
         })+
     };
 }
 
-tells_parents!(AttrReply UnlinkReply RenameReply);
+comes_early! {
+    AttrReply |_| false;
+    UnlinkReply |_| false;
+    OpenReply |reply: &Self| reply.created;
+}
 
-impl Answers for pb::OpenReply {
+impl Answers for pb::RenameReply {
     fn tell(&mut self, parents: Vec<pb::Attr>) {
         self.parents = parents;
-    }
-    fn is_new(&self) -> bool {
-        self.created
     }
 }
 
@@ -381,6 +390,17 @@ impl Core {
             }
             (step, version)
         }))
+    }
+
+    /// For an answer: where the log stands, and the commit of what it answers, unless that is durable.
+    pub(crate) fn position(&self, commit: Option<CommitVersion>) -> pb::LogPosition {
+        let LogPosition { start, durable } = self.engine.position();
+        let open = commit.filter(|commit| *commit > durable);
+        pb::LogPosition {
+            start,
+            committed: open.map_or(0, |commit| commit.0),
+            durable: durable.0,
+        }
     }
 
     /// This client is told of changes to these from now on.

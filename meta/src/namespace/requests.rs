@@ -245,8 +245,20 @@ impl Namespace {
         }
     }
 
-    pub(crate) async fn sync(self: &Arc<Self>, req: pb::SyncRequest) -> Result<pb::AttrReply> {
-        self.report(req, false).await
+    pub(crate) async fn sync(self: &Arc<Self>, mut req: pb::SyncRequest) -> Result<pb::AttrReply> {
+        const MOST: usize = 4096;
+        let starts = std::mem::take(&mut req.starts);
+        if starts.len() > MOST {
+            let what = format!("{} starts in one request; at most {MOST}", starts.len());
+            return Err(Error::new(ErrorCode::InvalidArgument, what));
+        }
+        let mut reply = self.report(req, false).await?;
+        let ends = starts.into_iter().filter_map(|start| {
+            let end = self.core.engine.end_of(start)?.0;
+            Some(pb::LogEnd { start, end })
+        });
+        reply.ends = ends.collect();
+        Ok(reply)
     }
 
     pub(crate) async fn close(self: &Arc<Self>, req: pb::SyncRequest) -> Result<pb::AttrReply> {
@@ -343,7 +355,13 @@ impl Namespace {
                     .await?
             };
             match attempt {
-                Report::Done(reply) => return Ok(reply),
+                Report::Done(attr) => {
+                    return Ok(pb::AttrReply {
+                        attr: Some(attr),
+                        log: Some(self.core.position(None)),
+                        ..pb::AttrReply::default()
+                    });
+                }
                 Report::Blocked(inode) => self.finish_trim(inode).await?,
                 Report::Settle(layout, epoch) => {
                     let end = self.chunks.end(inode, layout).await?;

@@ -160,7 +160,9 @@ impl Metadata for FakeMeta {
             let attr = state.file(request.inode)?;
             attr.mode = request.mode.unwrap_or(attr.mode);
             attr.mtime = request.mtime.or(attr.mtime);
-            Ok(Response::new(attr_reply(Some(*attr))))
+            let mut reply = attr_reply(Some(*attr));
+            reply.log = Some(state.early());
+            Ok(Response::new(reply))
         })
     }
 
@@ -185,6 +187,7 @@ impl Metadata for FakeMeta {
             state.names.insert(request.name.clone(), inode);
             let mut reply = state.session(inode, request.write, existing.is_none());
             reply.delegated = request.delegate && existing.is_none();
+            reply.log = Some(state.early());
             state.records.insert(number, reply.clone());
             Ok(Response::new(reply))
         })
@@ -224,7 +227,9 @@ impl Metadata for FakeMeta {
         self.change("sync", request.caller.as_ref(), |state| {
             if request.session == 0 && request.end.is_none() {
                 let attr = *state.file(request.inode)?;
-                return Ok(Response::new(attr_reply(Some(attr))));
+                let mut reply = attr_reply(Some(attr));
+                state.sync_log(&mut reply, &request.starts);
+                return Ok(Response::new(reply));
             }
             state.sync(&request, false)
         })

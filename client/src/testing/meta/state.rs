@@ -51,6 +51,10 @@ pub(crate) struct State {
     /// Where clients hear of changes by others.
     pub(crate) watchers: Vec<mpsc::Sender<Result<pb::Invalidation, Status>>>,
     pub(super) records: HashMap<u64, pb::OpenReply>,
+    /// Of the log: the last commit, the last one that is durable, and where earlier starts ended.
+    pub(super) commit: u64,
+    pub(super) durable: u64,
+    pub(super) logs: Vec<pb::LogEnd>,
     pub(super) xattrs: Xattrs,
     /// Verb, error, and whether the change is made before it is answered.
     pub(super) faults: VecDeque<(&'static str, ErrorCode, bool)>,
@@ -115,8 +119,40 @@ impl State {
             attr,
             session: self.last_session,
             created,
-            parents: Vec::new(),
+            ..pb::OpenReply::default()
         }
+    }
+
+    /// Commits a change, which is not durable before the next sync.
+    pub(super) fn early(&mut self) -> pb::LogPosition {
+        self.commit += 1;
+        pb::LogPosition {
+            start: self.logs.len() as u64,
+            committed: self.commit,
+            durable: self.durable,
+        }
+    }
+
+    pub(crate) fn commits(&self) -> u64 {
+        self.commit
+    }
+
+    /// Restarts the log with what is left of its commits.
+    pub(crate) fn restart(&mut self, kept: u64) {
+        let start = self.logs.len() as u64;
+        self.logs.push(pb::LogEnd { start, end: kept });
+        (self.commit, self.durable) = (kept, kept);
+    }
+
+    pub(super) fn sync_log(&mut self, reply: &mut pb::AttrReply, starts: &[u64]) {
+        self.durable = self.commit;
+        reply.log = Some(pb::LogPosition {
+            start: self.logs.len() as u64,
+            committed: 0,
+            durable: self.durable,
+        });
+        let asked = self.logs.iter().filter(|it| starts.contains(&it.start));
+        reply.ends = asked.copied().collect();
     }
 
     pub(super) fn resize(&mut self, inode: u64, size: u64) -> Result<(), Status> {
@@ -150,6 +186,8 @@ impl State {
         if request.settle {
             attr.size = attr.size.max(stored);
         }
-        Ok(Response::new(attr_reply(Some(*attr))))
+        let mut reply = attr_reply(Some(*attr));
+        self.sync_log(&mut reply, &request.starts);
+        Ok(Response::new(reply))
     }
 }

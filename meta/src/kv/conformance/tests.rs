@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::histories::{Committed, Step, replay};
 use super::*;
-use crate::kv::{MemoryEngine, TellDurable, Transaction};
+use crate::kv::{LogPosition, MemoryEngine, TellDurable, Transaction};
 
 /// Which part of the contract an engine breaks.
 #[derive(Clone, Copy)]
@@ -33,6 +33,14 @@ impl Engine for Weak {
 
     fn when_durable(&self, version: CommitVersion, tell: TellDurable) {
         self.0.when_durable(version, tell);
+    }
+
+    fn position(&self) -> LogPosition {
+        self.0.position()
+    }
+
+    fn end_of(&self, start: u64) -> Option<CommitVersion> {
+        self.0.end_of(start)
     }
 
     fn name(&self) -> &'static str {

@@ -145,6 +145,11 @@ impl Log {
         }
     }
 
+    /// Everything up to there is durable.
+    pub(super) fn durable(&self) -> u64 {
+        self.shared.state.lock().durable
+    }
+
     /// Why nothing becomes durable any more.
     pub(super) fn failure(&self) -> Option<String> {
         self.shared.state.lock().failed.clone()

@@ -46,6 +46,43 @@ fn reopening_keeps_what_was_acknowledged_and_versions_go_on() {
 }
 
 #[test]
+fn each_start_knows_where_the_earlier_ones_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, before) = (directory.path().join("db"), directory.path().join("before"));
+    let end = |engine: &RocksEngine, start| engine.end_of(start).map(|end| end.0);
+    let engine = RocksEngine::open(&path).unwrap();
+    assert_eq!(engine.position().start, 1);
+    put(&engine, b"a", b"1").unwrap();
+    put(&engine, b"b", b"2").unwrap();
+    assert_eq!(engine.position().durable.0, 2);
+    // What a loss of power leaves if the third commit is not on disk.
+    copy_database(&path, &before);
+    put(&engine, b"c", b"3").unwrap();
+    assert_eq!(end(&engine, 1), None, "it goes on");
+    drop(engine);
+    for (path, kept) in [(&path, 3), (&before, 2)] {
+        let engine = RocksEngine::open(path).unwrap();
+        assert_eq!(engine.position().start, 2);
+        assert_eq!(end(&engine, 1), Some(kept));
+        put(&engine, b"d", b"4").unwrap();
+        drop(engine);
+        let engine = RocksEngine::open(path).unwrap();
+        let ends = [0, 1, 2, 3, u64::MAX].map(|start| end(&engine, start));
+        assert_eq!(ends, [Some(0), Some(kept), Some(kept + 1), None, None]);
+    }
+}
+
+fn copy_database(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name() != "LOCK" {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+#[test]
 fn a_directory_in_use_is_refused_by_name() {
     let directory = tempfile::tempdir().unwrap();
     let engine = RocksEngine::open(directory.path()).unwrap();

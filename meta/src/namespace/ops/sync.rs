@@ -21,7 +21,7 @@ use crate::namespace::{access, keys, length, time, usage};
 #[derive(Debug)]
 pub(crate) enum Report {
     /// Committed.
-    Done(pb::AttrReply),
+    Done(pb::Attr),
     /// Nothing was done: a truncation must be completed first.
     Blocked(InodeId),
     /// Nothing was done: the end of the chunks under this epoch is needed.
@@ -93,11 +93,7 @@ pub(crate) fn sync(
             tx.put_marks(&inode);
         }
     }
-    let attr = Some(tx.attr(&inode)?);
-    Ok(Report::Done(pb::AttrReply {
-        attr,
-        ..Default::default()
-    }))
+    Ok(Report::Done(tx.attr(&inode)?))
 }
 
 /// When the file changed: when it was written, as the writer's programs have been told already. Whoever else has looked at it

@@ -1,7 +1,8 @@
 use super::fixture::*;
 use crate::config::{Answer, MetaConfig};
 use crate::kv::{
-    CommitVersion, Engine, KvError, MemoryEngine, RocksEngine, TellDurable, Transaction,
+    CommitVersion, Engine, KvError, LogPosition, MemoryEngine, RocksEngine, TellDurable,
+    Transaction,
 };
 use crate::namespace::keys;
 use emberfs_proto::ids::InodeId;
@@ -72,14 +73,18 @@ async fn what_is_only_on_disk_is_found_as_what_is_in_memory() {
 }
 
 /// A store whose disk answers when the test says so.
+#[derive(Default)]
 struct Lagging {
     inner: MemoryEngine,
-    waiting: Mutex<Vec<TellDurable>>,
+    waiting: Mutex<Vec<(CommitVersion, TellDurable)>>,
+    durable: Mutex<CommitVersion>,
 }
 
 impl Lagging {
     fn flush(&self) {
-        for tell in std::mem::take(&mut *self.waiting.lock()) {
+        for (version, tell) in std::mem::take(&mut *self.waiting.lock()) {
+            let mut durable = self.durable.lock();
+            *durable = version.max(*durable);
             tell(Ok(()));
         }
     }
@@ -90,8 +95,19 @@ impl Engine for Lagging {
         self.inner.begin()
     }
 
-    fn when_durable(&self, _: CommitVersion, tell: TellDurable) {
-        self.waiting.lock().push(tell);
+    fn when_durable(&self, version: CommitVersion, tell: TellDurable) {
+        self.waiting.lock().push((version, tell));
+    }
+
+    fn position(&self) -> LogPosition {
+        LogPosition {
+            start: 7,
+            durable: *self.durable.lock(),
+        }
+    }
+
+    fn end_of(&self, start: u64) -> Option<CommitVersion> {
+        (start == 6).then_some(CommitVersion(100))
     }
 
     fn name(&self) -> &'static str {
@@ -101,10 +117,7 @@ impl Engine for Lagging {
 
 /// Which of these are answered while the disk does not.
 async fn answered(answer_names: Answer) -> Vec<&'static str> {
-    let engine = Arc::new(Lagging {
-        inner: MemoryEngine::new(),
-        waiting: Mutex::default(),
-    });
+    let engine = Arc::new(Lagging::default());
     let config = MetaConfig {
         answer_names,
         ..config()
@@ -152,4 +165,35 @@ async fn answered(answer_names: Answer) -> Vec<&'static str> {
 async fn names_are_made_and_removed_soon_and_all_else_is_durable_when_it_is_answered() {
     assert_eq!(answered(Answer::Soon).await, ["mkdir", "create", "unlink"]);
     assert_eq!(answered(Answer::Durable).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn an_early_answer_names_its_commit_and_a_sync_says_where_logs_ended() {
+    let engine = Arc::new(Lagging::default());
+    let f = Fixture::configured(&config(), engine.clone(), Arc::default());
+    let request = pb::MkdirRequest {
+        caller: f.root(),
+        parent: ROOT,
+        name: "d".into(),
+        mode: 0o755,
+        umask: 0,
+    };
+    let made = f.ns.mkdir(request).await.unwrap().log.unwrap();
+    assert_eq!((made.start, made.durable), (7, 0));
+    assert!(made.committed > 0);
+    let request = pb::SyncRequest {
+        caller: f.root(),
+        inode: ROOT,
+        starts: vec![5, 6, 7],
+        ..pb::SyncRequest::default()
+    };
+    let mut sync = f.ns.sync(request).boxed();
+    assert!((&mut sync).now_or_never().is_none());
+    engine.flush();
+    let reply = sync.await.unwrap();
+    let log = reply.log.unwrap();
+    assert_eq!((log.start, log.committed), (7, 0));
+    assert!(log.durable >= made.committed, "{log:?}, {made:?}");
+    let ends = [pb::LogEnd { start: 6, end: 100 }];
+    assert_eq!(reply.ends, ends, "of the fifth nothing is known");
 }

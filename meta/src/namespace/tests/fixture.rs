@@ -288,6 +288,7 @@ impl Fixture {
             mtime: None,
             sparse: false,
             settle: false,
+            starts: Vec::new(),
         };
         Ok(self.ns.sync(request).await?.attr.unwrap())
     }

@@ -44,6 +44,7 @@ async fn a_report_sets_the_time_of_the_last_write() {
         mtime,
         sparse: false,
         settle: false,
+        starts: Vec::new(),
     };
     assert_eq!(f.ns.sync(request).await.unwrap().attr.unwrap().mtime, mtime);
 }
@@ -63,6 +64,7 @@ async fn a_file_changed_when_it_was_written_and_later_than_before() {
             mtime: Some(mtime.into()),
             sparse: false,
             settle: false,
+            starts: Vec::new(),
         };
         let attr = f.ns.sync(request).await.unwrap().attr.unwrap();
         (attr.mtime.unwrap(), attr.ctime.unwrap())
@@ -242,6 +244,7 @@ async fn a_file_is_sparse_if_it_may_have_holes() {
         mtime: None,
         sparse: true,
         settle: false,
+        starts: Vec::new(),
     };
     assert!(f.ns.sync(request).await.unwrap().attr.unwrap().sparse);
     f.truncate(file, 0).await.unwrap();

@@ -30,6 +30,14 @@ impl Engine for Counting {
         self.inner.when_durable(version, tell);
     }
 
+    fn position(&self) -> kv::LogPosition {
+        self.inner.position()
+    }
+
+    fn end_of(&self, start: u64) -> Option<kv::CommitVersion> {
+        self.inner.end_of(start)
+    }
+
     fn name(&self) -> &'static str {
         "counting"
     }

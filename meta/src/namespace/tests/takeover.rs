@@ -189,6 +189,7 @@ async fn a_length_that_nobody_reported_is_taken_from_the_chunks() {
             mtime,
             sparse: true,
             settle: true,
+            starts: Vec::new(),
         };
         let ns = f.ns.clone();
         async move { ns.sync(request).await.unwrap().attr.unwrap() }
