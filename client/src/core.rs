@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use emberfs_proto::ids::{ClusterId, InodeId};
-use emberfs_proto::{Result, pb};
+use emberfs_proto::{Error, ErrorCode, Result, pb};
 use parking_lot::Mutex;
 use tokio::runtime::Handle as Runtime;
 use tokio_util::sync::CancellationToken;
@@ -89,20 +89,31 @@ impl Core {
         Ok(fresh)
     }
 
-    /// The server has answered a change of the names in a directory, or of attributes, perhaps before it was durable.
-    pub(crate) fn changed_names(
-        &self,
+    /// The server has answered a change of attributes, or of names, those in a directory then, perhaps before it was durable.
+    pub(crate) fn changed(
+        self: &Arc<Self>,
         log: Option<pb::LogPosition>,
-        parent: InodeId,
-        changed: Option<Attr>,
+        parent: Option<InodeId>,
+        attr: Option<&Attr>,
     ) {
-        let changed = changed.map_or(parent, |attr| InodeId(attr.inode));
-        self.names.made(log, [parent, changed]);
+        let Some(inode) = attr.map(|attr| InodeId(attr.inode)) else {
+            return;
+        };
+        if self.names.made(log, [parent.unwrap_or(inode), inode]) {
+            let core = self.clone();
+            self.runtime.spawn(async move {
+                if let Err(error) = core.settle_changes(None).await {
+                    tracing::warn!(%error, "it is not known yet what a restart of the metadata server has lost");
+                }
+                core.names.asked();
+            });
+        }
     }
 
-    /// Afterwards nothing is open of what this client had changed in or of `inode`, `None`: of all inodes. It is durable, or known to be lost.
-    pub(crate) async fn settle_changes(&self, creds: &Creds, inode: Option<InodeId>) -> Result<()> {
-        let Some(starts) = self.names.open(inode) else {
+    /// Afterwards nothing is unsettled of what this client had changed in or of `inode`, `None`: of all inodes. It is durable, or known
+    /// to be lost.
+    pub(crate) async fn settle_changes(&self, inode: Option<InodeId>) -> Result<()> {
+        let Some(starts) = self.names.unsettled(inode) else {
             return Ok(());
         };
         // The log is one for all: any inode does, and this one is always there.
@@ -111,8 +122,11 @@ impl Core {
             starts: starts.clone(),
             ..pb::SyncRequest::default()
         };
-        let reply = rpc!(self.meta, creds, Own, sync, request)?;
-        let log = reply.log.unwrap_or_default();
+        let reply = rpc!(self.meta, &Creds::default(), Own, sync, request)?;
+        let log = reply.log.ok_or_else(|| {
+            let what = "the metadata server does not say how far its log is durable";
+            Error::new(ErrorCode::Protocol, what)
+        })?;
         self.names.settled(log, &starts, &reply.ends);
         Ok(())
     }

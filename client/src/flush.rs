@@ -208,9 +208,11 @@ impl Core {
         };
         let reply = reply?;
         let attr = attr_of(reply.attr)?;
-        // Answers to these come when all before them is durable.
-        self.names.synced(reply.log);
-        state.fresh.store(false, Ordering::Release);
+        // Such an answer comes when all before it is durable; one to the close of a file that is only read may come earlier.
+        if let Some(log) = reply.log {
+            self.names.synced(log);
+            state.fresh.store(false, Ordering::Release);
+        }
         Ok(attr)
     }
 

@@ -100,7 +100,7 @@ pub use early_read::MAX_EARLY_READ;
 pub use emberfs_proto::{Error, ErrorCode, Result};
 pub use identity::Identity;
 pub use locks::{LockInfo, LockKind, LockRequest, LockSpace};
-pub use name_changes::Told;
+pub use name_changes::LossesHeard;
 pub use open_file::File;
 pub use ops::{CreateFlags, NewMode, OpenFlags, RenameFlags, SetAttr, TimeSet, XattrFlags};
 pub use read_many::ReadItem;

@@ -7,7 +7,8 @@ use emberfs_proto::{Error, ErrorCode, Result, pb};
 use crate::attr::AttrExt;
 use crate::meta_rpc::{attr_of, rpc};
 use crate::{
-    Attr, Client, CreateFlags, Creds, File, NewMode, OpenFlags, RenameFlags, SetAttr, TimeSet, Told,
+    Attr, Client, CreateFlags, Creds, File, LossesHeard, NewMode, OpenFlags, RenameFlags, SetAttr,
+    TimeSet,
 };
 
 /// Most entries of one page of a directory.
@@ -91,7 +92,7 @@ impl Client {
             _ => None,
         };
         let reply = rpc!(self.core.meta, creds, Changes, set_attr, request)?;
-        self.core.changed_names(reply.log, inode, reply.attr);
+        self.core.changed(reply.log, None, reply.attr.as_ref());
         if let Some(state) = &known {
             if changes.mtime.is_some() {
                 let mtime = attr_of(reply.attr)?.modified();
@@ -154,7 +155,7 @@ impl Client {
             };
             match rpc!(self.core.meta, creds, Changes, create, exclusive) {
                 Err(error) if error.code == ErrorCode::Exists => {}
-                made => return self.created(creds, parent, &made?, open),
+                made => return self.created(creds, Some(parent), &made?, open),
             }
         }
         let existing = if ordered {
@@ -177,7 +178,7 @@ impl Client {
             None => None,
         };
         let reply = rpc!(self.core.meta, creds, Changes, create, request)?;
-        self.created(creds, parent, &reply, open)
+        self.created(creds, Some(parent), &reply, open)
     }
 
     /// Opens a file.
@@ -212,16 +213,16 @@ impl Client {
         self.opened(creds, &reply, flags)
     }
 
-    /// As [`Self::opened`], perhaps of a new file in the directory `parent`.
+    /// As [`Self::opened`], perhaps of a new file, in the directory `parent` if it has a name.
     pub(crate) fn created(
         &self,
         creds: &Creds,
-        parent: InodeId,
+        parent: Option<InodeId>,
         reply: &pb::OpenReply,
         flags: OpenFlags,
     ) -> Result<(Attr, File)> {
         if reply.created {
-            self.core.changed_names(reply.log, parent, reply.attr);
+            self.core.changed(reply.log, parent, reply.attr.as_ref());
         }
         self.opened(creds, reply, flags)
     }
@@ -246,18 +247,18 @@ impl Client {
         Ok((attr, file))
     }
 
-    /// For who opens a file or directory: which losses its [`Self::sync_changes`] need not tell of.
-    pub fn told(&self) -> Told {
-        self.core.names.told()
+    /// For who opens a file or directory: of which losses [`Self::sync_changes`] need not tell.
+    pub fn losses_heard(&self, inode: InodeId) -> LossesHeard {
+        self.core.names.heard(inode)
     }
 
     /// Waits until what this client has changed of an inode's attributes, and of the names in it, survives a loss of power, as
     /// fsync(2) of it does. What makes and removes names and sets attributes may be answered before that; all else is not.
     ///
-    /// [`ErrorCode::ChangesLost`], once for each `told`: some of it was lost, because the metadata server lost its power.
-    pub async fn sync_changes(&self, creds: &Creds, inode: InodeId, told: &Told) -> Result<()> {
-        self.core.settle_changes(creds, Some(inode)).await?;
-        if self.core.names.tell(inode, told) {
+    /// [`ErrorCode::ChangesLost`], once for each `heard`: some of it was lost, because the metadata server lost its power.
+    pub async fn sync_changes(&self, inode: InodeId, heard: &LossesHeard) -> Result<()> {
+        self.core.settle_changes(Some(inode)).await?;
+        if self.core.names.tell(inode, heard) {
             let what = format!(
                 "inode {inode}: the metadata server lost its power before names or attributes that were changed here were on \
                  its disk, and they are lost; look at what is there, and change it again"
@@ -296,7 +297,8 @@ impl Client {
         };
         let reply = rpc!(self.core.meta, creds, Changes, mkdir, request)?;
         self.core.told_parents(&reply.parents);
-        self.core.changed_names(reply.log, parent, reply.attr);
+        self.core
+            .changed(reply.log, Some(parent), reply.attr.as_ref());
         attr_of(reply.attr)
     }
 
@@ -316,7 +318,8 @@ impl Client {
         };
         let reply = rpc!(self.core.meta, creds, Changes, symlink, request)?;
         self.core.told_parents(&reply.parents);
-        self.core.changed_names(reply.log, parent, reply.attr);
+        self.core
+            .changed(reply.log, Some(parent), reply.attr.as_ref());
         attr_of(reply.attr)
     }
 
@@ -355,7 +358,8 @@ impl Client {
         };
         let reply = rpc!(self.core.meta, creds, Changes, mknod, request)?;
         self.core.told_parents(&reply.parents);
-        self.core.changed_names(reply.log, parent, reply.attr);
+        self.core
+            .changed(reply.log, Some(parent), reply.attr.as_ref());
         attr_of(reply.attr)
     }
 
@@ -384,7 +388,8 @@ impl Client {
         let request = name_request(parent, name);
         let reply = rpc!(self.core.meta, creds, Changes, unlink, request)?;
         self.core.told_parents(&reply.parents);
-        self.core.changed_names(reply.log, parent, reply.attr);
+        self.core
+            .changed(reply.log, Some(parent), reply.attr.as_ref());
         self.seen(reply.attr)
     }
 
@@ -393,7 +398,8 @@ impl Client {
         let request = name_request(parent, name);
         let reply = rpc!(self.core.meta, creds, Changes, rmdir, request)?;
         self.core.told_parents(&reply.parents);
-        self.core.changed_names(reply.log, parent, reply.attr);
+        self.core
+            .changed(reply.log, Some(parent), reply.attr.as_ref());
         attr_of(reply.attr)
     }
 

@@ -198,7 +198,7 @@ impl File {
     }
 
     /// fsync: every buffered write of this inode is on its replicas, and its length is known to the
-    /// metadata server. Answers the attributes after that.
+    /// metadata server. Answers the attributes after that. Of attributes that were set, and of losses, see [`crate::Client::sync_changes`].
     pub async fn sync(&self) -> Result<Attr> {
         let Inner {
             core,

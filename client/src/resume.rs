@@ -44,6 +44,18 @@ impl Client {
         outcome
     }
 
+    /// From now on `note` is told of each change of names or attributes that is answered before it is durable: its start of the
+    /// metadata server, and its commit. For [`Self::inherit_changes`] of a later process, which needs the last one. Only the first call
+    /// counts.
+    pub fn note_changes(&self, note: impl Fn(u64, u64) + Send + Sync + 'static) {
+        self.core.names.note_by(Box::new(note));
+    }
+
+    /// An earlier process of this client has noted this change: if it was lost, [`Self::sync_changes`] tells so of every inode.
+    pub fn inherit_changes(&self, start: u64, commit: u64) {
+        self.core.names.inherit(start, commit);
+    }
+
     /// Opens what an earlier process of this client had open when it died: it is not asked again who may. Requests
     /// through the file are made as `creds`.
     ///
@@ -110,9 +122,6 @@ impl Client {
             while let Some(flushed) = flushes.next().await {
                 outcome = outcome.and(flushed);
             }
-            // The later process does not know of these.
-            let settled = self.core.settle_changes(&Creds::default(), None).await;
-            outcome = outcome.and(settled);
             self.core.closing.close();
             self.core.closing.wait().await;
             outcome

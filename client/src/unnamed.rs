@@ -39,6 +39,6 @@ impl Client {
             ..OpenFlags::default()
         };
         let reply = rpc!(self.core.meta, creds, Changes, create_unnamed, request)?;
-        self.created(creds, parent, &reply, open)
+        self.created(creds, None, &reply, open)
     }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use emberfs_client::{
     Allocate, Attr, CacheEvent, Client, CreateFlags, Creds, File, LockInfo, LockRequest, LockSpace,
-    NewMode, OpenFlags, RenameFlags, RequestLog, RequestScope, Result, SetAttr, Told, Whence,
-    XattrFlags,
+    LossesHeard, NewMode, OpenFlags, RenameFlags, RequestLog, RequestScope, Result, SetAttr,
+    Whence, XattrFlags,
 };
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::pb;
@@ -176,12 +176,13 @@ pub(crate) trait Backend: Send + Sync + 'static {
         len: u64,
     ) -> impl Future<Output = Result<u64>> + Send;
     fn hear_of_parents(&self, hear: impl Fn(&Attr) + Send + Sync + 'static);
-    fn told(&self) -> Told;
+    fn losses_heard(&self, inode: InodeId) -> LossesHeard;
+    fn note_changes(&self, note: impl Fn(u64, u64) + Send + Sync + 'static);
+    fn inherit_changes(&self, start: u64, commit: u64);
     fn sync_changes(
         &self,
-        creds: &Creds,
         inode: InodeId,
-        told: &Told,
+        heard: &LossesHeard,
     ) -> impl Future<Output = Result<()>> + Send;
     fn statfs(
         &self,
@@ -434,12 +435,20 @@ impl Backend for Client {
         self.hear_of_parents(hear);
     }
 
-    fn told(&self) -> Told {
-        self.told()
+    fn losses_heard(&self, inode: InodeId) -> LossesHeard {
+        self.losses_heard(inode)
     }
 
-    async fn sync_changes(&self, creds: &Creds, inode: InodeId, told: &Told) -> Result<()> {
-        self.sync_changes(creds, inode, told).await
+    fn note_changes(&self, note: impl Fn(u64, u64) + Send + Sync + 'static) {
+        self.note_changes(note);
+    }
+
+    fn inherit_changes(&self, start: u64, commit: u64) {
+        self.inherit_changes(start, commit);
+    }
+
+    async fn sync_changes(&self, inode: InodeId, heard: &LossesHeard) -> Result<()> {
+        self.sync_changes(inode, heard).await
     }
 
     async fn statfs(&self, creds: &Creds, inode: InodeId) -> Result<pb::StatFsReply> {

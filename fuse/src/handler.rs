@@ -119,6 +119,13 @@ impl<B: Backend> Handler<B> {
 
     /// Notes in `ledger` what a successor of this process will need to know.
     pub(crate) fn with_ledger(mut self, ledger: Arc<Ledger>) -> Self {
+        if let Some((start, commit)) = ledger.last_change() {
+            self.backend.inherit_changes(start, commit);
+        }
+        self.backend.note_changes({
+            let ledger = ledger.clone();
+            move |start, commit| ledger.note_change(start, commit)
+        });
         self.ledger = Some(ledger);
         self
     }

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use emberfs_client::{
-    Attr, CacheEvent, CreateFlags, Creds, LockInfo, LockRequest, LockSpace, NewMode, OpenFlags,
-    RenameFlags, RequestLog, RequestScope, Result, SetAttr, TimeSet, Told, XattrFlags,
+    Attr, CacheEvent, CreateFlags, Creds, LockInfo, LockRequest, LockSpace, LossesHeard, NewMode,
+    OpenFlags, RenameFlags, RequestLog, RequestScope, Result, SetAttr, TimeSet, XattrFlags,
 };
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::pb::{self, FileKind, Time};
@@ -530,11 +530,15 @@ impl Backend for Memory {
 
     fn hear_of_parents(&self, _hear: impl Fn(&Attr) + Send + Sync + 'static) {}
 
-    fn told(&self) -> Told {
-        Told::default()
+    fn losses_heard(&self, _inode: InodeId) -> LossesHeard {
+        LossesHeard::default()
     }
 
-    async fn sync_changes(&self, _creds: &Creds, _inode: InodeId, _told: &Told) -> Result<()> {
+    fn note_changes(&self, _note: impl Fn(u64, u64) + Send + Sync + 'static) {}
+
+    fn inherit_changes(&self, _start: u64, _commit: u64) {}
+
+    async fn sync_changes(&self, _inode: InodeId, _heard: &LossesHeard) -> Result<()> {
         self.waits.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

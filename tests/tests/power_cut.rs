@@ -42,16 +42,22 @@ struct Writer {
     dir: PathBuf,
     rng: StdRng,
     promises: BTreeMap<String, Promise>,
+    /// What an fsync of the directory will promise.
+    unsynced: Vec<(String, Promise)>,
+    /// The directory, open from the beginning.
+    names: File,
 }
 
 impl Writer {
     /// In a directory that is on disk.
-    fn new(dir: PathBuf, seed: u64) -> Self {
-        Self {
+    fn new(dir: PathBuf, seed: u64) -> io::Result<Self> {
+        Ok(Self {
+            names: File::open(&dir)?,
             dir,
             rng: StdRng::seed_from_u64(seed),
             promises: BTreeMap::new(),
-        }
+            unsynced: Vec::new(),
+        })
     }
 
     /// Changes things until a call fails, which is when the host has lost its power.
@@ -91,9 +97,7 @@ impl Writer {
             5 => {
                 let name = format!("d{number}");
                 fs::create_dir(self.dir.join(&name))?;
-                self.sync_names()?;
-                self.promises.insert(name, Promise::Directory);
-                Ok(())
+                self.promise(name, Promise::Directory)
             }
             6 => self.remove(),
             7 => self.change(|file, data, rng| {
@@ -157,9 +161,7 @@ impl Writer {
             return Ok(());
         };
         fs::remove_file(self.dir.join(&name))?;
-        self.sync_names()?;
-        self.promises.insert(name, Promise::Absent);
-        Ok(())
+        self.promise(name, Promise::Absent)
     }
 
     fn change(
@@ -184,8 +186,20 @@ impl Writer {
         self.promises.remove_entry(name)
     }
 
-    fn sync_names(&self) -> io::Result<()> {
-        File::open(&self.dir)?.sync_all()
+    /// By an fsync of the directory, now or together with later ones.
+    fn promise(&mut self, name: String, what: Promise) -> io::Result<()> {
+        self.unsynced.push((name, what));
+        if self.rng.random() {
+            return Ok(());
+        }
+        let unsynced = std::mem::take(&mut self.unsynced);
+        if self.rng.random() {
+            self.names.sync_all()?;
+        } else {
+            File::open(&self.dir)?.sync_all()?;
+        }
+        self.promises.extend(unsynced);
+        Ok(())
     }
 
     /// Everything promised is there, and everything that is there can be read.
@@ -285,7 +299,7 @@ fn what_was_acknowledged_survives_a_loss_of_power() -> Result<()> {
         let writers = (0..WRITERS).map(|number| {
             let dir = cluster.mount().join(format!("{round}-{number}"));
             make_dir(&dir)?;
-            Ok(Writer::new(dir, rng.random()))
+            Ok(Writer::new(dir, rng.random())?)
         });
         let mut writers = writers.collect::<Result<Vec<_>>>()?;
         let load = Duration::from_millis(rng.random_range(LOAD_MS / 3..LOAD_MS));
@@ -369,9 +383,9 @@ fn programs() -> Result<()> {
     let path = |name| std::env::var_os(name).map(PathBuf::from).context(name);
     let (mount, other) = (path(MOUNT)?, path(OTHER)?);
     let seed = scale("EMBERFS_SEED", 1);
-    let mut writers: Vec<_> = (0..WRITERS)
+    let mut writers = (0..WRITERS)
         .map(|number| Writer::new(mount.join(format!("{number}")), seed * WRITERS + number))
-        .collect();
+        .collect::<io::Result<Vec<_>>>()?;
     let stop = AtomicBool::new(false);
     let lost: u64 = thread::scope(|scope| {
         let running = writers.iter_mut();

@@ -1,12 +1,14 @@
 //! Calls to the metadata server: retries, numbers, paths.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use emberfs_proto::ErrorCode;
 use emberfs_proto::pb::FileKind;
+use parking_lot::Mutex;
 
 use crate::testing::*;
-use crate::{Client, CreateFlags, Creds, File, SetAttr};
+use crate::{Client, CreateFlags, Creds, File, LossesHeard, SetAttr};
 
 #[tokio::test]
 async fn a_change_whose_answer_was_lost_is_repeated_under_its_number() {
@@ -124,9 +126,8 @@ async fn what_was_answered_before_it_was_durable_is_asked_for_once() {
     let file = create(&client, "f").await;
     file.sync().await.unwrap();
     assert_eq!(syncs(), 1, "for its name");
-    let told = client.told();
-    let me = me();
-    let sync = async || client.sync_changes(&me, file.inode(), &told).await;
+    let heard = client.losses_heard(file.inode());
+    let sync = async || client.sync_changes(file.inode(), &heard).await;
     sync().await.unwrap();
     assert_eq!(syncs(), 1, "the server has said so");
     chmod(&client, &file).await;
@@ -153,22 +154,46 @@ async fn who_syncs_what_was_lost_with_the_servers_power_is_told_once() {
     let client = cluster.client().await;
     let (kept, lost) = (create(&client, "kept").await, create(&client, "lost").await);
     lost.sync().await.unwrap();
-    let told = [client.told(), client.told()];
+    let heard = [(); 2].map(|()| client.losses_heard(lost.inode()));
     // The third commit, and the fourth.
     chmod(&client, &kept).await;
     chmod(&client, &lost).await;
     cluster.meta.state.lock().restart(3);
     chmod(&client, &kept).await;
-    let me = me();
-    let sync = async |file: &File, told| client.sync_changes(&me, file.inode(), told).await;
-    let recent = client.told();
-    sync(&kept, &recent).await.unwrap();
-    let recent = client.told();
-    for told in [&told[0], &told[1], &recent] {
-        let error = sync(&lost, told).await.unwrap_err();
+    let sync = async |file: &File, heard| client.sync_changes(file.inode(), heard).await;
+    let nothing = client.losses_heard(kept.inode());
+    sync(&kept, &nothing).await.unwrap();
+    let later = client.losses_heard(lost.inode());
+    for heard in [&heard[0], &heard[1], &later] {
+        let error = sync(&lost, heard).await.unwrap_err();
         assert_eq!(error.code, ErrorCode::ChangesLost);
         assert!(error.message.contains(&lost.inode().to_string()), "{error}");
-        sync(&lost, told).await.unwrap();
+        sync(&lost, heard).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_later_process_tells_what_an_earlier_one_has_noted_and_the_server_lost() {
+    let cluster = Cluster::start().await;
+    let earlier = cluster.client().await;
+    let noted = Arc::new(Mutex::new(None));
+    earlier.note_changes({
+        let noted = noted.clone();
+        move |start, commit| *noted.lock() = Some((start, commit))
+    });
+    let file = create(&earlier, "f").await;
+    file.sync().await.unwrap();
+    chmod(&earlier, &file).await;
+    let (start, commit) = noted.lock().unwrap();
+    assert_eq!((start, commit), (0, 2));
+    for (kept, lost) in [(2, false), (1, true)] {
+        let later = cluster.client().await;
+        later.inherit_changes(start, commit);
+        let heard = LossesHeard::default();
+        cluster.meta.state.lock().restart(kept);
+        let synced = later.sync_changes(file.inode(), &heard).await;
+        assert_eq!(synced.is_err(), lost);
+        cluster.meta.state.lock().forget_starts();
     }
 }
 
@@ -177,15 +202,12 @@ async fn what_the_server_lost_none_of_is_durable() {
     let cluster = Cluster::start().await;
     let client = cluster.client().await;
     let file = create(&client, "f").await;
-    let told = client.told();
+    let heard = client.losses_heard(file.inode());
     for _ in 0..3 {
         chmod(&client, &file).await;
         let mut server = cluster.meta.state.lock();
         let commits = server.commits();
         server.restart(commits);
     }
-    client
-        .sync_changes(&me(), file.inode(), &told)
-        .await
-        .unwrap();
+    client.sync_changes(file.inode(), &heard).await.unwrap();
 }

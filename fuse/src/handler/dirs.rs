@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use emberfs_client::{Attr, Creds, Result, Told};
+use emberfs_client::{Attr, Creds, LossesHeard, Result};
 use emberfs_proto::ErrorCode;
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::pb::FileKind;
@@ -61,8 +61,8 @@ pub(crate) struct DirItem {
 /// An open directory.
 pub(super) struct DirHandle {
     pub(super) inode: InodeId,
-    /// Which losses of names an fsync need not tell of.
-    told: Told,
+    /// Of which losses of names an fsync need not tell.
+    heard: LossesHeard,
     /// One reader at a time; the kernel sees to that for one open anyway.
     listing: Mutex<Listing>,
     /// For a successor of this process.
@@ -103,10 +103,10 @@ impl Default for Listing {
 }
 
 impl DirHandle {
-    fn new(inode: InodeId, told: Told) -> Self {
+    fn new(inode: InodeId, heard: LossesHeard) -> Self {
         Self {
             inode,
-            told,
+            heard,
             listing: Mutex::default(),
             noted: Noted::default(),
         }
@@ -120,7 +120,7 @@ impl DirHandle {
         }
         Self {
             listing: Mutex::new(listing),
-            ..Self::new(inode, Told::default())
+            ..Self::new(inode, LossesHeard::default())
         }
     }
 }
@@ -222,7 +222,8 @@ impl Listing {
 impl<B: Backend> Handler<B> {
     pub(crate) fn opendir(&self, node: u64) -> u64 {
         let handle = self.draw_handle();
-        let dir = DirHandle::new(self.inode(node), self.backend.told());
+        let inode = self.inode(node);
+        let dir = DirHandle::new(inode, self.backend.losses_heard(inode));
         self.dirs.write().insert(handle, Arc::new(dir));
         handle
     }
@@ -235,12 +236,12 @@ impl<B: Backend> Handler<B> {
     }
 
     /// Names that were made and removed in it through this mount are durable afterwards.
-    pub(crate) async fn sync_directory(&self, creds: &Creds, handle: u64) -> Result<()> {
+    pub(crate) async fn sync_directory(&self, handle: u64) -> Result<()> {
         let dir = self.dir(handle)?;
         if virtual_dir::is_virtual(dir.inode.0) {
             return Ok(());
         }
-        self.backend.sync_changes(creds, dir.inode, &dir.told).await
+        self.backend.sync_changes(dir.inode, &dir.heard).await
     }
 
     fn dir(&self, handle: u64) -> Result<Arc<DirHandle>> {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use emberfs_client::{
-    Attr, CreateFlags, Creds, LockSpace, NewMode, OpenFlags, Result, SetAttr, Told,
+    Attr, CreateFlags, Creds, LockSpace, LossesHeard, NewMode, OpenFlags, Result, SetAttr,
 };
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::{Error, ErrorCode};
@@ -46,15 +46,15 @@ pub(super) struct FileHandle<F> {
     pub(super) creds: Creds,
     /// Who has set locks of fcntl(2) through this handle.
     pub(super) lockers: Mutex<BTreeSet<u64>>,
-    /// Which losses of attributes an fsync need not tell of.
-    told: Told,
+    /// Of which losses of attributes an fsync need not tell.
+    heard: LossesHeard,
     /// For a successor of this process.
     pub(super) noted: Noted<OpenRecord>,
 }
 
 impl<F> FileHandle<F> {
     /// The first state of an open file.
-    pub(super) fn new(attr: &Attr, file: F, flags: i32, creds: &Creds, told: Told) -> Self {
+    pub(super) fn new(attr: &Attr, file: F, flags: i32, creds: &Creds, heard: LossesHeard) -> Self {
         Self {
             inode: attr.inode,
             file,
@@ -68,7 +68,7 @@ impl<F> FileHandle<F> {
             flocked: AtomicBool::new(false),
             creds: creds.clone(),
             lockers: Mutex::default(),
-            told,
+            heard,
             noted: Noted::default(),
         }
     }
@@ -184,7 +184,8 @@ impl<B: Backend> Handler<B> {
         let writable = open_flags(flags).write;
         let verdict = self.inodes.opened(&mut attr, writable);
         let handle = self.draw_handle();
-        let state = FileHandle::new(&attr, file, flags, creds, self.backend.told());
+        let heard = self.backend.losses_heard(InodeId(attr.inode));
+        let state = FileHandle::new(&attr, file, flags, creds, heard);
         self.files.write().insert(handle, Arc::new(state));
         let opened = Opened {
             handle,
@@ -323,8 +324,7 @@ impl<B: Backend> Handler<B> {
 
     /// Mostly the report of the length has seen to that.
     async fn sync_attributes(&self, file: &FileHandle<B::File>) -> Result<()> {
-        let inode = InodeId(file.inode);
-        let synced = self.backend.sync_changes(&file.creds, inode, &file.told);
+        let synced = self.backend.sync_changes(InodeId(file.inode), &file.heard);
         synced.await
     }
 

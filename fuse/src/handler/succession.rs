@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use emberfs_client::{Attr, Creds, RequestScope, Result, Told};
+use emberfs_client::{Attr, Creds, LossesHeard, RequestScope, Result};
 use emberfs_proto::ids::InodeId;
 use emberfs_proto::{Error, ErrorCode, RetryClass};
 use futures::StreamExt;
@@ -314,7 +314,7 @@ impl<B: Backend> Handler<B> {
             }
             Err(error) => return Err(error),
         };
-        let state = FileHandle::new(&attr, file, flags, &creds, Told::default());
+        let state = FileHandle::new(&attr, file, flags, &creds, LossesHeard::default());
         // Nobody has noted whether it has one.
         state.flocked.store(true, Ordering::Release);
         self.inodes.opened(&mut attr, state.writable);

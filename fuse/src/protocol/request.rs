@@ -151,7 +151,6 @@ pub(crate) enum Operation {
     ReleaseDir {
         handle: u64,
     },
-    /// Every change of names was durable before it was answered.
     FSyncDir {
         handle: u64,
     },

@@ -103,8 +103,7 @@ impl<B: Backend> Server<B> {
                 respond.send(Reply::empty());
             }
             Op::FSyncDir { handle } => {
-                let creds = creds(head);
-                let work = async move { handler.sync_directory(&creds, handle).await };
+                let work = async move { handler.sync_directory(handle).await };
                 self.spawn(call("fsyncdir", node, respond), work, empty);
             }
             Op::Destroy => respond.send(Reply::empty()),

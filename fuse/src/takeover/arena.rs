@@ -23,8 +23,9 @@ use rustix::mm::{MapFlags, ProtFlags};
 /// Size of a slot in bytes, and how many there are. Part of what two versions of this program share.
 const CLASSES: [(usize, usize); 3] = [(4 << 10, 16_384), (64 << 10, 2048), (1 << 20, 256)];
 const SLOTS: usize = CLASSES[0].1 + CLASSES[1].1 + CLASSES[2].1;
-/// Bytes of headers before the slots, whole pages.
+/// Bytes of headers before the slots, whole pages. Behind the last one is room for [`LastChange`].
 const HEADERS: usize = (SLOTS * size_of::<Header>()).next_multiple_of(64 << 10);
+const _: () = assert!(SLOTS * size_of::<Header>() + size_of::<LastChange>() <= HEADERS);
 const LENGTH: usize = HEADERS
     + CLASSES[0].0 * CLASSES[0].1
     + CLASSES[1].0 * CLASSES[1].1
@@ -42,6 +43,14 @@ struct Header {
     len: AtomicU64,
     /// Equal to `unique`: a successor keeps where this request wrote, whether its bytes are stored by now or not.
     placed: AtomicU64,
+}
+
+/// The last change of names or attributes that was answered before it was durable: in which start of the metadata server, and its
+/// commit there.
+#[repr(C, align(64))]
+struct LastChange {
+    start: AtomicU64,
+    commit: AtomicU64,
 }
 
 /// A write that an earlier process left.
@@ -230,6 +239,24 @@ impl Arena {
         self.find(data).is_some()
     }
 
+    /// A successor learns of this change. One thread at a time.
+    pub(crate) fn note_change(&self, start: u64, commit: u64) {
+        let last = self.map.last_change();
+        if last.start.swap(start, Ordering::Relaxed) == start {
+            last.commit.fetch_max(commit, Ordering::Relaxed);
+        } else {
+            last.commit.store(commit, Ordering::Relaxed);
+        }
+    }
+
+    /// The last one that was noted, by an earlier process too.
+    pub(crate) fn last_change(&self) -> Option<(u64, u64)> {
+        let last = self.map.last_change();
+        let (start, commit) = (&last.start, &last.commit);
+        let commit = commit.load(Ordering::Relaxed);
+        (commit > 0).then(|| (start.load(Ordering::Relaxed), commit))
+    }
+
     fn find(&self, data: &Bytes) -> Option<(usize, u32)> {
         let mut at = self.map.offset_of(data.as_ptr())?.checked_sub(HEADERS)?;
         for (class, &(capacity, count)) in CLASSES.iter().enumerate() {
@@ -299,6 +326,12 @@ impl Map {
         // SAFETY: inside the mapping, which lives as long as `self`; the base is a page's, so the header is aligned; all
         // its fields are atomics, for which any bytes are values, and nobody writes there otherwise.
         unsafe { self.base.cast::<Header>().add(number).as_ref() }
+    }
+
+    fn last_change(&self) -> &LastChange {
+        // SAFETY: inside the mapping (asserted where its place is defined), which lives as long as `self`; aligned and made of atomics
+        // as the headers are, which it lies behind.
+        unsafe { self.base.cast::<Header>().add(SLOTS).cast().as_ref() }
     }
 
     /// The bytes of a slot that is in use.
@@ -387,6 +420,21 @@ mod tests {
         let (_, left, _) = Arena::open(&fd).unwrap();
         assert_eq!(content(&left), [(1, 0, 10)]);
         drop((part, begun, large));
+    }
+
+    #[test]
+    fn the_last_change_is_known_to_successors() {
+        let fd = Arena::create().unwrap();
+        let (first, ..) = Arena::open(&fd).unwrap();
+        assert_eq!(first.last_change(), None);
+        first.note_change(3, 70);
+        first.note_change(3, 69);
+        drop(first);
+        let (second, ..) = Arena::open(&fd).unwrap();
+        assert_eq!(second.last_change(), Some((3, 70)));
+        second.note_change(4, 68);
+        let (third, ..) = Arena::open(&fd).unwrap();
+        assert_eq!(third.last_change(), Some((4, 68)));
     }
 
     #[test]

@@ -242,6 +242,16 @@ impl Ledger {
         data.is_empty() || self.arena.note(data, inode, offset)
     }
 
+    /// See [`Arena::note_change`].
+    pub(crate) fn note_change(&self, start: u64, commit: u64) {
+        self.arena.note_change(start, commit);
+    }
+
+    /// See [`Arena::last_change`].
+    pub(crate) fn last_change(&self) -> Option<(u64, u64)> {
+        self.arena.last_change()
+    }
+
     pub(crate) fn add_open(&self, record: &OpenRecord) -> Option<Place> {
         self.opens.add(&record.encode_to_vec())
     }

@@ -144,6 +144,10 @@ impl State {
         (self.commit, self.durable) = (kept, kept);
     }
 
+    pub(crate) fn forget_starts(&mut self) {
+        self.logs.clear();
+    }
+
     pub(super) fn sync_log(&mut self, reply: &mut pb::AttrReply, starts: &[u64]) {
         self.durable = self.commit;
         reply.log = Some(pb::LogPosition {
